@@ -1,8 +1,9 @@
-//! The one runner of seeded simulations. The unit tests of the library and both integration test
+//! The runner of seeded simulations. The unit tests of the library and both integration test
 //! binaries include this file.
 //!
-//! `SIM_SEED` repeats one seed. The number of seeds comes from a variable too, usually `SIM_RUNS`.
-#![allow(dead_code, reason = "each crate uses some of it")]
+//! The environment variable `SIM_SEED` selects one seed. Another variable, usually `SIM_RUNS`, sets
+//! the number of seeds.
+#![allow(dead_code, reason = "no crate uses all of the helpers")]
 #![allow(
     clippy::panic,
     clippy::print_stderr,
@@ -13,16 +14,18 @@
 use std::ops::Range;
 use std::time::Instant;
 
-/// The number in an environment variable, or `None` if the variable is not set. Panics if it is not a
-/// number.
+/// The number in an environment variable, or `None` if the variable is not set. Panics if the value
+/// is not a number.
 pub(crate) fn number_from_env(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
     let number = text.parse();
     Some(number.unwrap_or_else(|error| panic!("{name}={text} is not a number: {error}")))
 }
 
-/// The seeds of a test: the one in `SIM_SEED`, or as many as `count_variable` or `default_count` says.
+/// The seeds of a test: the one in `SIM_SEED`, or the first ones from 0 on. Their number is the
+/// value of the variable `count_variable`, or `default_count` if that is not set.
 pub(crate) struct Seeds {
+    /// The name of the test.
     name: &'static str,
     seeds: Range<u64>,
 }
@@ -36,8 +39,8 @@ impl Seeds {
         Self { name, seeds }
     }
 
-    /// Runs the simulation once per seed. Panics with the seed and the violation that the first failed
-    /// run returns.
+    /// Runs the simulation once for each seed. At the first run that returns a violation, it panics
+    /// with the seed and the violation.
     pub(crate) async fn run(self, mut simulation: impl AsyncFnMut(u64) -> Result<(), String>) {
         let started = Instant::now();
         let count = self.seeds.end - self.seeds.start;
@@ -50,7 +53,8 @@ impl Seeds {
         eprintln!("{}: {count} seeds in {seconds:.1} s", self.name);
     }
 
-    /// Runs the simulation like [`Seeds::run`], each seed on a runtime of its own with paused time.
+    /// Runs the simulation like [`Seeds::run`], but each seed on a runtime of its own, with paused
+    /// time.
     pub(crate) fn run_with_paused_time(
         self,
         mut simulation: impl AsyncFnMut(u64) -> Result<(), String>,

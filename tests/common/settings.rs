@@ -1,7 +1,7 @@
-//! The one place that builds settings for tests. A test takes a builder's result and changes the fields
-//! that it is about (`..gateway_settings()`). The unit tests of the library, both integration test
-//! binaries and the benchmarks include this file.
-#![allow(dead_code, reason = "each crate uses some of it")]
+//! Settings for tests. A test sets the fields that matter to it and uses the values of these
+//! functions for the others (`..gateway_settings()`). The unit tests of the library, both
+//! integration test binaries and the benchmarks include this file.
+#![allow(dead_code, reason = "no crate uses all of the helpers")]
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use chatmesh::config::settings::{
     TokenEndpoint,
 };
 
-/// An embedded log and fan-out, in memory unless the test opens a store with a folder.
+/// Settings of an embedded log and fan-out without a data directory.
 pub(crate) fn embedded_settings(partitions: i32) -> EmbeddedSettings {
     EmbeddedSettings {
         data_dir: None,
@@ -22,7 +22,7 @@ pub(crate) fn embedded_settings(partitions: i32) -> EmbeddedSettings {
     }
 }
 
-/// A Redis fan-out.
+/// Settings of a Redis fan-out.
 pub(crate) fn redis_settings(url: &str, bounds: Bounds) -> RedisSettings {
     RedisSettings {
         url: url.into(),
@@ -31,7 +31,7 @@ pub(crate) fn redis_settings(url: &str, bounds: Bounds) -> RedisSettings {
     }
 }
 
-/// A Kafka client with these librdkafka properties.
+/// Settings of a Kafka client with these librdkafka properties.
 pub(crate) fn kafka_settings(address: &str, properties: &[(&str, &str)]) -> KafkaSettings {
     KafkaSettings {
         bootstrap_servers: address.to_owned(),
@@ -48,7 +48,8 @@ pub(crate) fn kafka_settings(address: &str, properties: &[(&str, &str)]) -> Kafk
     }
 }
 
-/// A gateway on a free loopback port that accepts any token and has no limits per user.
+/// Settings of a gateway on a free loopback port, which accepts any token and has no limits per
+/// user.
 pub(crate) fn gateway_settings() -> GatewaySettings {
     GatewaySettings {
         listen: ([127, 0, 0, 1], 0).into(),

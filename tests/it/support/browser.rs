@@ -1,4 +1,4 @@
-//! A real headless Chromium, driven by WebDriver.
+//! A headless Chromium that tests control through WebDriver.
 
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -26,28 +26,29 @@ const ARGUMENTS: [&str; 10] = [
     "--window-size=1280,800",
 ];
 
-/// Only one browser runs at a time, because each has several processes.
-static TURN: Mutex<()> = Mutex::const_new(());
+/// Held while a browser runs. Only one runs at a time, because each has several processes.
+static RUNNING_BROWSER: Mutex<()> = Mutex::const_new(());
 
-/// The folder of the screenshots.
+/// The folder for screenshots. It is created if it does not exist.
 pub(crate) fn screenshot_dir() -> PathBuf {
     let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("screenshots");
     std::fs::create_dir_all(&folder).expect("a folder for screenshots");
     folder
 }
 
-/// A browser with a profile of its own. Drop ends it.
+/// A running browser with a profile of its own. Drop kills its processes.
 pub(crate) struct Browser {
     driver: Child,
     client: reqwest::Client,
-    session: String,
+    /// URL of the WebDriver session; before the session is created, of chromedriver.
+    session_url: String,
     profile: TempDir,
-    _turn: MutexGuard<'static, ()>,
+    _guard: MutexGuard<'static, ()>,
 }
 
 impl Browser {
     pub(crate) async fn start() -> Self {
-        let turn = TURN.lock().await;
+        let guard = RUNNING_BROWSER.lock().await;
         let profile = tempfile::tempdir().expect("a temporary folder");
         let port = free_port();
         let driver = Command::new("chromedriver")
@@ -61,9 +62,9 @@ impl Browser {
         let mut browser = Self {
             driver,
             client: reqwest::Client::builder().no_proxy().build().expect("HTTP"),
-            session: format!("http://127.0.0.1:{port}"),
+            session_url: format!("http://127.0.0.1:{port}"),
             profile,
-            _turn: turn,
+            _guard: guard,
         };
         wait_until("chromedriver answers", TEST_TIMEOUT, || async {
             browser.try_call(Method::GET, "/status", None).await.is_ok()
@@ -72,14 +73,17 @@ impl Browser {
         let data = browser.profile.path().join("profile");
         let mut arguments: Vec<String> = ARGUMENTS.map(str::to_owned).into();
         arguments.push(format!("--user-data-dir={}", data.display()));
-        let wanted = json!({"capabilities": {"alwaysMatch": {
+        let capabilities = json!({"capabilities": {"alwaysMatch": {
             "browserName": "chrome",
             "goog:loggingPrefs": {"browser": "ALL"},
             "goog:chromeOptions": {"args": arguments},
         }}});
-        let made = browser.post("/session", wanted).await;
-        let id = made["sessionId"].as_str().expect("a session").to_owned();
-        browser.session = format!("{}/session/{id}", browser.session);
+        let session = browser.post("/session", capabilities).await;
+        let id = session["sessionId"]
+            .as_str()
+            .expect("a session id")
+            .to_owned();
+        browser.session_url = format!("{}/session/{id}", browser.session_url);
         browser
     }
 
@@ -91,19 +95,19 @@ impl Browser {
     ) -> Result<Value, String> {
         let mut request = self
             .client
-            .request(method, format!("{}{path}", self.session))
+            .request(method, format!("{}{path}", self.session_url))
             .timeout(Duration::from_secs(60));
         if let Some(body) = body {
             request = request.body(body.to_string());
         }
         let reply = request.send().await.map_err(|error| error.to_string())?;
-        let failed = !reply.status().is_success();
+        let is_error = !reply.status().is_success();
         let text = reply.text().await.map_err(|error| error.to_string())?;
-        let mut value: Value = serde_json::from_str(&text).map_err(|error| error.to_string())?;
-        if failed {
-            return Err(value["value"]["message"].to_string());
+        let mut body: Value = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+        if is_error {
+            return Err(body["value"]["message"].to_string());
         }
-        Ok(value["value"].take())
+        Ok(body["value"].take())
     }
 
     async fn post(&self, path: &str, body: Value) -> Value {
@@ -157,20 +161,26 @@ impl Browser {
                 return;
             }
             if Instant::now() >= deadline {
-                let picture = screenshot_dir().join("failed.png");
-                self.save_screenshot(&picture).await;
+                let screenshot = screenshot_dir().join("failed.png");
+                self.save_screenshot(&screenshot).await;
                 let text = self.text("document.body.innerText").await;
-                let log = self.log().await;
-                panic!("not in time: {condition}\nthe page says:\n{text}\nits log: {log:?}");
+                let console = self.log().await;
+                panic!(
+                    "not within {TEST_TIMEOUT:?}: {condition}\nthe page shows:\n{text}\n\
+                     its console: {console:?}"
+                );
             }
             tokio::time::sleep(Duration::from_millis(30)).await;
         }
     }
 
+    /// Returns the WebDriver id of the first element that matches the selector.
     async fn element(&self, selector: &str) -> String {
-        let wanted = json!({"using": "css selector", "value": selector});
-        let found = self.post("/element", wanted).await;
-        let id = found.as_object().and_then(|found| found.values().next());
+        let locator = json!({"using": "css selector", "value": selector});
+        let reference = self.post("/element", locator).await;
+        let id = reference
+            .as_object()
+            .and_then(|fields| fields.values().next());
         id.and_then(Value::as_str).expect("an element").to_owned()
     }
 
@@ -211,10 +221,10 @@ impl Browser {
 
     /// Opens a new tab. Returns the handles of the current and the new one.
     pub(crate) async fn new_tab(&self) -> [String; 2] {
-        let this = self.get("/window").await;
-        let other = self.post("/window/new", json!({"type": "tab"})).await;
-        let name = |value: &Value| value.as_str().expect("a handle").to_owned();
-        [name(&this), name(&other["handle"])]
+        let current = self.get("/window").await;
+        let new = self.post("/window/new", json!({"type": "tab"})).await;
+        let handle = |value: &Value| value.as_str().expect("a handle").to_owned();
+        [handle(&current), handle(&new["handle"])]
     }
 
     pub(crate) async fn switch_to(&self, tab: &str) {
@@ -227,7 +237,8 @@ impl Browser {
         self.post("/goog/cdp/execute", body).await
     }
 
-    /// Emulates a screen of this size with a dark or light color scheme.
+    /// Emulates a screen of this size with a dark or light color scheme, and waits until all finite
+    /// animations have finished.
     pub(crate) async fn emulate_screen(&self, width: u32, height: u32, dark: bool) {
         let scheme = if dark { "dark" } else { "light" };
         let features = json!([{"name": "prefers-color-scheme", "value": scheme}]);
@@ -237,17 +248,18 @@ impl Browser {
             "mobile": width < 600});
         self.devtools("Emulation.setDeviceMetricsOverride", metrics)
             .await;
-        let done = "document.getAnimations().every((one) => one.playState === 'finished' \
-                    || one.effect.getTiming().iterations === Infinity)";
-        self.wait_for(done).await;
+        let finished = "document.getAnimations().every((animation) => \
+            animation.playState === 'finished' \
+            || animation.effect.getTiming().iterations === Infinity)";
+        self.wait_for(finished).await;
     }
 
     pub(crate) async fn save_screenshot(&self, file: &std::path::Path) {
-        let taken = self
+        let screenshot = self
             .devtools("Page.captureScreenshot", json!({"format": "png"}))
             .await;
-        let text = taken["data"].as_str().expect("a picture");
-        std::fs::write(file, decoded(text)).expect("write a picture");
+        let data = screenshot["data"].as_str().expect("a screenshot");
+        std::fs::write(file, decode_base64(data)).expect("write a screenshot");
     }
 
     /// The entries of the browser's console since the last call.
@@ -269,9 +281,9 @@ impl Drop for Browser {
     fn drop(&mut self) {
         let _ = self.driver.kill();
         let _ = self.driver.wait();
-        // The command lines of the browser's processes contain the path of their profile.
+        // Kill all processes of the browser: their command lines contain the path of the profile.
         let profile = self.profile.path().display().to_string();
-        let own = |pid: u32| {
+        let is_own = |pid: u32| {
             std::fs::read(format!("/proc/{pid}/cmdline"))
                 .is_ok_and(|line| String::from_utf8_lossy(&line).contains(&profile))
         };
@@ -279,7 +291,7 @@ impl Drop for Browser {
         for process in processes {
             let pid = process.file_name().to_string_lossy().parse();
             if let Ok(pid) = pid
-                && own(pid)
+                && is_own(pid)
             {
                 super::process::signal(pid, "KILL");
             }
@@ -287,7 +299,7 @@ impl Drop for Browser {
     }
 }
 
-/// Keys without a character, as WebDriver names them.
+/// The characters by which WebDriver names keys that produce no character.
 pub(crate) mod key {
     pub(crate) const TAB: char = '\u{e004}';
     pub(crate) const ENTER: char = '\u{e007}';
@@ -295,13 +307,13 @@ pub(crate) mod key {
     pub(crate) const ESCAPE: char = '\u{e00c}';
 }
 
-/// Decodes base64.
-fn decoded(text: &str) -> Vec<u8> {
-    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+/// Decodes base64 and ignores characters outside of its alphabet.
+fn decode_base64(text: &str) -> Vec<u8> {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut bytes = Vec::with_capacity(text.len() / 4 * 3);
     let (mut bits, mut count) = (0_u32, 0);
-    for letter in text.bytes() {
-        let Some(value) = LETTERS.iter().position(|one| *one == letter) else {
+    for character in text.bytes() {
+        let Some(value) = ALPHABET.iter().position(|symbol| *symbol == character) else {
             continue;
         };
         bits = (bits << 6) | value as u32;

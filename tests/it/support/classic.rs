@@ -1,4 +1,5 @@
-//! A client of the classic protocol, like one written for the original system.
+//! A client of the classic protocol. It behaves like clients that were written for the original
+//! system.
 
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use tokio_tungstenite::{WebSocketStream, client_async};
 
 use super::TEST_TIMEOUT;
 
-/// The response that refused an upgrade. The status is 0 if nothing listened or answered.
+/// The response that refused an upgrade. The status is 0 if no server listened or answered.
 #[derive(Debug)]
 pub(crate) struct UpgradeRefused {
     pub(crate) status: u16,
@@ -32,17 +33,17 @@ pub(crate) enum ClientEvent {
     TimedOut,
 }
 
-/// A classic client with an open socket.
+/// A connected classic client.
 #[derive(Debug)]
 pub(crate) struct ClassicClient {
     socket: WebSocketStream<TcpStream>,
     pub(crate) user: String,
-    /// `X-Correlation-ID` of the upgrade's response.
+    /// The header `X-Correlation-ID` of the response to the upgrade.
     pub(crate) correlation_id: Option<String>,
 }
 
 impl ClassicClient {
-    /// Connects with any token, to a gateway with `AUTH_MODE=open`.
+    /// Connects with an arbitrary token, to a gateway with `AUTH_MODE=open`.
     pub(crate) async fn open(port: u16, user: &str) -> Self {
         Self::connect(port, "any-token", user)
             .await
@@ -109,7 +110,7 @@ impl ClassicClient {
         }
     }
 
-    /// Sends a message in the original's exact form.
+    /// Sends a message with exactly the fields that clients of the original system send.
     pub(crate) async fn send_message(&mut self, content: &str) {
         let frame = json!({"type": "message", "content": content, "userid": self.user});
         self.send_text(&frame.to_string()).await;
@@ -130,7 +131,7 @@ impl ClassicClient {
         self.send(Message::Frame(frame)).await;
     }
 
-    /// Sends a frame. If the socket has closed, the next read shows it.
+    /// Sends a frame. Ignores errors, because the next read reports a closed socket.
     async fn send(&mut self, message: Message) {
         let _ = timeout(TEST_TIMEOUT, self.socket.send(message)).await;
     }
@@ -177,7 +178,7 @@ impl ClassicClient {
     pub(crate) async fn expect_no_frame(&mut self, period: Duration) {
         match self.next_event(period).await {
             ClientEvent::TimedOut => {}
-            other => panic!("{} expected silence, got {other:?}", self.user),
+            other => panic!("{} expected no frame, got {other:?}", self.user),
         }
     }
 

@@ -1,4 +1,4 @@
-//! A small OpenTelemetry collector for OTLP over HTTP with protobuf.
+//! A minimal OpenTelemetry collector. It receives spans as OTLP over HTTP with protobuf.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -20,7 +20,7 @@ use tokio::task::JoinHandle;
 /// A span that the collector received.
 #[derive(Debug, Clone)]
 pub(crate) struct Span {
-    /// `service.name` of the sender.
+    /// The attribute `service.name` of the sender.
     pub(crate) service: String,
     pub(crate) name: String,
     pub(crate) trace_id: String,
@@ -28,12 +28,16 @@ pub(crate) struct Span {
     /// Empty for a root span.
     pub(crate) parent_id: String,
     pub(crate) trace_state: String,
-    /// As protobuf numbers it: 1 internal, 2 server, 3 client, 4 producer, 5 consumer.
+    /// The number of the kind in protobuf: 1 internal, 2 server, 3 client, 4 producer, 5 consumer.
     pub(crate) kind: i32,
+    /// Time of the start in nanoseconds since 1970.
     pub(crate) start_ns: u64,
+    /// Time of the end in nanoseconds since 1970.
     pub(crate) end_ns: u64,
     pub(crate) attributes: HashMap<String, String>,
+    /// The names of the events.
     pub(crate) events: Vec<String>,
+    /// Whether the status is an error.
     pub(crate) failed: bool,
 }
 
@@ -53,15 +57,15 @@ pub(crate) struct TraceCollector {
 
 impl TraceCollector {
     pub(crate) async fn start() -> Self {
-        Self::start_as(true).await
+        Self::start_with(true).await
     }
 
-    /// Receives requests and never answers.
+    /// Starts a collector that receives requests and never answers.
     pub(crate) async fn start_hanging() -> Self {
-        Self::start_as(false).await
+        Self::start_with(false).await
     }
 
-    async fn start_as(answers: bool) -> Self {
+    async fn start_with(answers: bool) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("bind");
         let port = listener.local_addr().expect("an address").port();
         let state: Arc<Mutex<State>> = Arc::default();
@@ -91,7 +95,7 @@ impl TraceCollector {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    /// The number of requests so far.
+    /// The number of received requests.
     pub(crate) fn request_count(&self) -> usize {
         let state = self.state.lock();
         state.headers.len()
@@ -103,7 +107,7 @@ impl TraceCollector {
         state.headers.first()?.get(name).cloned()
     }
 
-    /// The spans of a trace so far.
+    /// The received spans of a trace.
     pub(crate) fn trace_spans(&self, trace_id: &str) -> Vec<Span> {
         let state = self.state.lock();
         let spans = state.spans.iter().filter(|span| span.trace_id == trace_id);
@@ -129,7 +133,11 @@ async fn receive_spans(
         (name.as_str().to_owned(), value)
     });
     let headers = headers.collect();
-    let body = request.into_body().collect().await.expect("a whole body");
+    let body = request
+        .into_body()
+        .collect()
+        .await
+        .expect("a complete body");
     let body = ExportTraceServiceRequest::decode(body.to_bytes()).expect("OTLP");
     {
         let mut state = state.lock();
@@ -172,7 +180,7 @@ fn spans(request: ExportTraceServiceRequest) -> Vec<Span> {
 fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
     bytes.iter().fold(String::new(), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("a string takes it");
+        write!(text, "{byte:02x}").expect("write to a string");
         text
     })
 }
@@ -184,6 +192,6 @@ fn attributes(list: Vec<KeyValue>) -> HashMap<String, String> {
         other => format!("{other:?}"),
     };
     list.into_iter()
-        .map(|one| (one.key, text(one.value)))
+        .map(|attribute| (attribute.key, text(attribute.value)))
         .collect()
 }

@@ -1,4 +1,4 @@
-//! A client of the history's HTTP routes.
+//! A client of the HTTP routes of the history.
 
 use reqwest::Method;
 use serde_json::Value;
@@ -28,7 +28,7 @@ impl HistoryTurn {
     }
 }
 
-/// Reads and deletes one user's own history at one gateway.
+/// Reads and deletes the history of one user at one gateway, as that user.
 pub(crate) struct HistoryClient {
     port: u16,
     user: String,
@@ -61,32 +61,33 @@ impl HistoryClient {
         let reply = self.call(Method::GET, path).await;
         assert_eq!(reply.status, 200, "{path}: {}", reply.body);
         let body = reply.json();
-        let list = body[field].as_array();
-        list.unwrap_or_else(|| panic!("{path} has no {field}: {body}"))
+        let entries = body[field].as_array();
+        entries
+            .unwrap_or_else(|| panic!("{path} has no {field}: {body}"))
             .clone()
     }
 
     /// The names of the conversations, in the order of the listing.
     pub(crate) async fn conversations(&self) -> Vec<String> {
-        let listed = self.list("/conversations", "conversations").await;
+        let entries = self.list("/conversations", "conversations").await;
         let name = |entry: &Value| entry["conversation_id"].as_str().map(str::to_owned);
-        listed
+        entries
             .iter()
             .map(|entry| name(entry).unwrap_or_else(|| panic!("no conversation_id: {entry}")))
             .collect()
     }
 
-    /// One page of at most `limit` turns, newest first, from before the turn `before`.
+    /// One page of at most `limit` turns that are older than the turn `before`, newest first.
     pub(crate) async fn page(
         &self,
         conversation: &str,
         before: Option<&str>,
         limit: usize,
     ) -> Vec<HistoryTurn> {
-        let listed = self
+        let turns = self
             .list(&page_path(conversation, before, limit), "messages")
             .await;
-        listed.iter().map(HistoryTurn::from_json).collect()
+        turns.iter().map(HistoryTurn::from_json).collect()
     }
 
     /// The newest 100 turns, newest first.
@@ -97,27 +98,31 @@ impl HistoryClient {
     /// All stored turns, newest first. Retries while a gateway or a backend is unavailable.
     pub(crate) async fn all_turns(&self, conversation: &str) -> Vec<HistoryTurn> {
         let deadline = Instant::now() + TEST_TIMEOUT;
-        let mut all: Vec<HistoryTurn> = Vec::new();
+        let mut turns: Vec<HistoryTurn> = Vec::new();
         let mut before: Option<String> = None;
         loop {
             let path = page_path(conversation, before.as_deref(), 200);
             let reply = self.try_call(Method::GET, &path).await;
             let Some(reply) = reply.ok().filter(|reply| reply.status == 200) else {
-                assert!(Instant::now() < deadline, "no history of {}", self.user);
+                assert!(
+                    Instant::now() < deadline,
+                    "the history of {} is unavailable",
+                    self.user
+                );
                 sleep(Duration::from_millis(100)).await;
                 continue;
             };
             let body = reply.json();
             let page = body["messages"].as_array().cloned().unwrap_or_default();
-            all.extend(page.iter().map(HistoryTurn::from_json));
+            turns.extend(page.iter().map(HistoryTurn::from_json));
             match body["next"].as_str() {
                 Some(next) => before = Some(next.to_owned()),
-                None => return all,
+                None => return turns,
             }
         }
     }
 
-    /// The turn of one message, or `None` if the newest 100 turns don't have it.
+    /// The turn of one message, or `None` if it is not among the newest 100 turns.
     pub(crate) async fn turn(&self, conversation: &str, message_id: &str) -> Option<HistoryTurn> {
         let turns = self.turns(conversation).await;
         turns.into_iter().find(|turn| turn.message_id == message_id)

@@ -15,7 +15,8 @@ pub(crate) struct Reply {
 
 impl Reply {
     pub(crate) fn json(&self) -> serde_json::Value {
-        serde_json::from_str(&self.body).unwrap_or_else(|e| panic!("not JSON ({e}): {}", self.body))
+        serde_json::from_str(&self.body)
+            .unwrap_or_else(|e| panic!("a body is not JSON ({e}): {}", self.body))
     }
 
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
@@ -23,8 +24,9 @@ impl Reply {
     }
 }
 
-/// Created once, because reading the machine's certificates takes a debug build long. It pools no
-/// connections, because these belong to the runtime of one test.
+/// The client of all tests. It is created once, because a debug build needs long to read the
+/// certificates of the machine. It pools no connections, because a connection belongs to the
+/// runtime of the test that opened it.
 static CLIENT: LazyLock<reqwest::Client> = LazyLock::new(|| {
     reqwest::Client::builder()
         .no_proxy()
@@ -34,7 +36,7 @@ static CLIENT: LazyLock<reqwest::Client> = LazyLock::new(|| {
         .expect("a client")
 });
 
-/// Returns an error if nothing answers within five seconds.
+/// Sends a request without a body. Returns an error if no response arrives within five seconds.
 pub(crate) async fn try_call(
     method: Method,
     url: &str,

@@ -1,5 +1,5 @@
-//! The one place that starts Kafka brokers in tests: private ones, for tests that stop or break
-//! them. Other tests use the shared broker.
+//! Private Kafka brokers, for tests that stop or break them. Other tests use the shared broker. No
+//! other test code starts a broker.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -14,10 +14,11 @@ pub(crate) use crate::settings::kafka_settings;
 use super::kafka_client::{KafkaClient, metadata_within};
 use super::process::{free_port, signal};
 
-/// Limit for the start of a broker; generous because the machine may be busy.
-const READY: Duration = Duration::from_secs(60);
+/// Limit for the start of a broker. Generous, because the machine may be busy.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A broker that is its own controller, on free loopback ports and in a folder of its own.
+/// A broker that is its own controller, on free loopback ports and with a folder of its own. Drop
+/// kills it.
 pub(crate) struct KafkaBroker {
     folder: TempDir,
     port: u16,
@@ -25,19 +26,19 @@ pub(crate) struct KafkaBroker {
 }
 
 impl KafkaBroker {
-    /// Formats a broker and chooses its address without starting it. `settings` are lines of
-    /// `server.properties` that override the defaults.
+    /// Formats the folder of a broker and chooses its address, without starting it. `settings` are
+    /// lines of `server.properties` that override the defaults.
     pub(crate) fn prepare(settings: &str) -> Self {
         Self::prepare_on("", "", "", settings)
     }
 
-    /// As [`KafkaBroker::prepare`], with additional listeners in three lines: what to append to
-    /// `listeners`, what to append to `advertised.listeners`, and the complete
-    /// `listener.security.protocol.map`.
-    pub(crate) fn prepare_with_listeners(more: &str) -> Self {
-        let mut lines = more.lines();
-        let mut line = || lines.next().expect("three lines");
-        let (listeners, advertised, protocols) = (line(), line(), line());
+    /// Like [`KafkaBroker::prepare`], with additional listeners. `settings` has three lines: a text
+    /// to append to `listeners`, a text to append to `advertised.listeners`, and the complete value
+    /// of `listener.security.protocol.map`.
+    pub(crate) fn prepare_with_listeners(settings: &str) -> Self {
+        let mut lines = settings.lines();
+        let mut next_line = || lines.next().expect("three lines");
+        let (listeners, advertised, protocols) = (next_line(), next_line(), next_line());
         let protocols = format!("listener.security.protocol.map={protocols}");
         Self::prepare_on(listeners, advertised, &protocols, "")
     }
@@ -73,16 +74,16 @@ impl KafkaBroker {
             port,
             process: None,
         };
-        let formatted = broker
+        let output = broker
             .java("kafka.tools.StorageTool")
             .args(["format", "-t", &cluster_id(), "-c"])
             .arg(broker.folder.path().join("server.properties"))
             .output()
             .expect("java runs (install a JRE of 17 or newer)");
         assert!(
-            formatted.status.success(),
+            output.status.success(),
             "{}",
-            String::from_utf8_lossy(&formatted.stderr)
+            String::from_utf8_lossy(&output.stderr)
         );
         broker
     }
@@ -102,8 +103,8 @@ impl KafkaBroker {
 
     /// Starts the process without waiting.
     pub(crate) fn spawn(&mut self) {
-        assert!(self.process.is_none(), "the broker runs already");
-        let output = std::fs::File::options()
+        assert!(self.process.is_none(), "the broker is already running");
+        let log_file = std::fs::File::options()
             .create(true)
             .append(true)
             .open(self.folder.path().join("broker.log"))
@@ -111,19 +112,19 @@ impl KafkaBroker {
         let process = self
             .java("kafka.Kafka")
             .arg(self.folder.path().join("server.properties"))
-            .stdout(output.try_clone().expect("a log file"))
-            .stderr(output)
+            .stdout(log_file.try_clone().expect("a log file"))
+            .stderr(log_file)
             .spawn()
             .expect("java runs");
         self.process = Some(process);
     }
 
-    /// Waits until a client gets metadata.
+    /// Waits until a client receives metadata from the broker.
     pub(crate) async fn wait_ready(&mut self) {
         let address = self.address();
-        let answers = tokio::task::spawn_blocking(move || metadata_within(&address, READY));
-        let answers = answers.await.expect("the wait for the broker");
-        assert!(answers, "the broker does not answer\n{}", self.log());
+        let wait = tokio::task::spawn_blocking(move || metadata_within(&address, START_TIMEOUT));
+        let is_ready = wait.await.expect("the wait for the broker");
+        assert!(is_ready, "the broker does not answer\n{}", self.log());
     }
 
     /// `host:port` of the broker.
@@ -136,7 +137,7 @@ impl KafkaBroker {
         kafka_settings(&self.address(), &[])
     }
 
-    /// A client without chatmesh's code.
+    /// A client that does not use chatmesh's code.
     pub(crate) fn kafka_client(&self) -> KafkaClient {
         KafkaClient::new(&self.address())
     }
@@ -157,7 +158,7 @@ impl KafkaBroker {
         }
     }
 
-    /// Sends SIGSTOP: connections stay open and nothing answers.
+    /// Sends SIGSTOP. The connections stay open, but the broker answers nothing.
     pub(crate) fn pause(&self) {
         self.signal("STOP");
     }
@@ -174,14 +175,15 @@ impl KafkaBroker {
 
     fn java(&self, class: &str) -> Command {
         let mut java = Command::new("java");
-        // The broker of a test lives for seconds, so optimizing its code costs more than it saves.
+        // The broker of a test runs for seconds, so optimizing its code costs more time than it
+        // saves.
         java.args([
             "-XX:TieredStopAtLevel=1",
             "-XX:+UseSerialGC",
             "-Xmx512m",
             "-cp",
         ])
-        .arg(jars().join("*"))
+        .arg(jar_folder().join("*"))
         .arg(class)
         .current_dir(self.folder.path())
         .stdin(Stdio::null());
@@ -199,7 +201,8 @@ impl Drop for KafkaBroker {
     }
 }
 
-fn jars() -> PathBuf {
+/// The folder of the jar files of Kafka.
+fn jar_folder() -> PathBuf {
     let folder = std::env::var_os("TEST_KAFKA_JARS").map_or_else(
         || {
             let cache = std::env::var_os("XDG_CACHE_HOME").map_or_else(
@@ -221,17 +224,18 @@ fn jars() -> PathBuf {
 /// A cluster id: 16 random bytes in URL-safe base64 without padding.
 fn cluster_id() -> String {
     const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-    // Shifted so that it does not begin with a dash, which would be parsed as an option.
+    // The first bit is zero, so the id does not begin with a dash, which would be parsed as an
+    // option.
     let bits = uuid::Uuid::new_v4().as_u128() >> 1;
     (0..22)
         .map(|index| {
             let shift = 122 - 6 * index;
-            let six = if shift >= 0 {
+            let six_bits = if shift >= 0 {
                 bits >> shift
             } else {
                 bits << -shift
             };
-            char::from(LETTERS[usize::try_from(six & 63).unwrap()])
+            char::from(LETTERS[usize::try_from(six_bits & 63).unwrap()])
         })
         .collect()
 }

@@ -1,4 +1,4 @@
-//! Access to Kafka without chatmesh's code, like that of another program.
+//! A Kafka client that does not use chatmesh's code, as another program would access Kafka.
 
 use std::collections::{BTreeMap, HashMap};
 use std::process::{Command, Stdio};
@@ -15,11 +15,12 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use serde_json::Value;
 use tokio::time::Instant;
 
-/// Blocks until a client gets metadata from the broker. Returns whether it did within the limit.
+/// Blocks until a client receives metadata from the broker. Returns false if none arrives within
+/// the limit.
 pub(super) fn metadata_within(bootstrap: &str, limit: Duration) -> bool {
     let deadline = std::time::Instant::now() + limit;
     while std::time::Instant::now() < deadline {
-        // A new client each time, because a client that failed retries at growing intervals.
+        // Each attempt has a new client, because a failed client retries at growing intervals.
         let client: Result<BaseConsumer, _> = ClientConfig::new()
             .set("bootstrap.servers", bootstrap)
             .set("log_level", "0")
@@ -97,30 +98,30 @@ impl KafkaClient {
             .create()
             .expect("an admin client");
         let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
-        let made = admin
+        let results = admin
             .create_topics([&topic], &AdminOptions::new())
             .await
             .expect("create a topic");
-        for topic in made {
-            topic.expect("create a topic");
+        for result in results {
+            result.expect("create a topic");
         }
     }
 
-    /// Increases the number of a topic's partitions.
+    /// Increases the number of partitions of a topic to `partitions`.
     pub(crate) async fn add_partitions(&self, topic: &str, partitions: usize) {
         let admin: AdminClient<DefaultClientContext> = ClientConfig::new()
             .set("bootstrap.servers", &self.bootstrap)
             .create()
             .expect("an admin client");
-        let grown = admin
+        let results = admin
             .create_partitions(
                 [&NewPartitions::new(topic, partitions)],
                 &AdminOptions::new(),
             )
             .await
-            .expect("more partitions");
-        for topic in grown {
-            topic.expect("more partitions");
+            .expect("add partitions");
+        for result in results {
+            result.expect("add partitions");
         }
     }
 
@@ -132,9 +133,9 @@ impl KafkaClient {
         value: &str,
         headers: &[(&str, &str)],
     ) -> (i32, i64) {
-        let mut all = OwnedHeaders::new();
+        let mut owned_headers = OwnedHeaders::new();
         for (key, value) in headers {
-            all = all.insert(Header {
+            owned_headers = owned_headers.insert(Header {
                 key,
                 value: Some(*value),
             });
@@ -144,14 +145,14 @@ impl KafkaClient {
             record = record.key(key);
         }
         if !headers.is_empty() {
-            record = record.headers(all);
+            record = record.headers(owned_headers);
         }
-        let sent = self.producer.send(record, Duration::from_secs(30)).await;
-        let delivery = sent.expect("produce a record");
+        let result = self.producer.send(record, Duration::from_secs(30)).await;
+        let delivery = result.expect("produce a record");
         (delivery.partition, delivery.offset)
     }
 
-    /// Reads a topic from its beginning until there are `count` records or the limit is over.
+    /// Reads a topic from its beginning, until `count` records are read or the limit is over.
     pub(crate) async fn read(
         &self,
         topic: &str,
@@ -159,63 +160,68 @@ impl KafkaClient {
         limit: Duration,
     ) -> Vec<KafkaRecord> {
         let (bootstrap, topic) = (self.bootstrap.clone(), topic.to_owned());
-        let reading =
-            tokio::task::spawn_blocking(move || read_all(&bootstrap, &topic, count, limit));
-        reading.await.expect("read a topic")
+        let read = tokio::task::spawn_blocking(move || read_all(&bootstrap, &topic, count, limit));
+        read.await.expect("read a topic")
     }
 
-    /// The number of records that the group has not committed; all of them if it never committed.
+    /// The number of records that the group has not committed. If the group never committed, that
+    /// is the end offset.
     pub(crate) async fn lag(&self, group: &str, topic: &str) -> i64 {
         let (bootstrap, group, topic) =
             (self.bootstrap.clone(), group.to_owned(), topic.to_owned());
-        let asking = tokio::task::spawn_blocking(move || {
+        let lag = tokio::task::spawn_blocking(move || {
             let consumer: BaseConsumer = ClientConfig::new()
                 .set("bootstrap.servers", &bootstrap)
                 .set("group.id", &group)
                 .create()
                 .expect("a consumer");
-            let ends = ends(&consumer, &topic);
-            let mut asked = TopicPartitionList::new();
-            for partition in ends.keys() {
-                asked.add_partition(&topic, *partition);
+            let end_offsets = end_offsets(&consumer, &topic);
+            let mut partitions = TopicPartitionList::new();
+            for partition in end_offsets.keys() {
+                partitions.add_partition(&topic, *partition);
             }
             let committed = consumer
-                .committed_offsets(asked, Duration::from_secs(10))
+                .committed_offsets(partitions, Duration::from_secs(10))
                 .expect("committed offsets");
             committed
                 .elements()
                 .iter()
-                .map(|place| {
-                    let done = match place.offset() {
+                .map(|partition| {
+                    let committed_offset = match partition.offset() {
                         Offset::Offset(offset) => offset,
                         _ => 0,
                     };
-                    ends[&place.partition()] - done
+                    end_offsets[&partition.partition()] - committed_offset
                 })
                 .sum()
         });
-        asking.await.expect("the group's lag")
+        lag.await.expect("the lag of the group")
     }
 
-    /// Whether the group has this many members and all have their assignment.
+    /// Whether the group has this many members, and all of them have their assignment.
     pub(crate) async fn is_group_stable(&self, group: &str, members: usize) -> bool {
         let (bootstrap, group) = (self.bootstrap.clone(), group.to_owned());
-        let asking = tokio::task::spawn_blocking(move || {
+        let is_stable = tokio::task::spawn_blocking(move || {
             let consumer: BaseConsumer = ClientConfig::new()
                 .set("bootstrap.servers", &bootstrap)
                 .create()
                 .expect("a consumer");
-            // A group without members so far may be an error.
+            // The request may fail for a group that has had no member yet.
             let groups = consumer.fetch_group_list(Some(&group), Duration::from_secs(10));
             groups.is_ok_and(|groups| {
-                let mut named = groups.groups().iter().filter(|found| found.name() == group);
-                named.any(|found| found.state() == "Stable" && found.members().len() == members)
+                let mut matching = groups
+                    .groups()
+                    .iter()
+                    .filter(|listed| listed.name() == group);
+                matching
+                    .any(|listed| listed.state() == "Stable" && listed.members().len() == members)
             })
         });
-        asking.await.expect("the group's state")
+        is_stable.await.expect("the state of the group")
     }
 
-    /// Joins a group as the original's services do: `range` assignment and automatic commits.
+    /// Joins a group with the settings of the original system: `range` assignment and automatic
+    /// commits.
     pub(crate) fn member(&self, group: &str, topic: &str) -> GroupMember {
         let consumer: StreamConsumer = ClientConfig::new()
             .set("bootstrap.servers", &self.bootstrap)
@@ -245,12 +251,12 @@ impl KafkaClient {
     }
 }
 
-/// A consumer in a group.
+/// A consumer that is a member of a group. Drop leaves the group.
 pub(crate) struct GroupMember(Option<StreamConsumer>);
 
 impl Drop for GroupMember {
-    /// Leaves the group on another thread: leaving waits for the broker, without end if the broker
-    /// stopped during a rebalance, and the test's runtime would wait as well.
+    /// Leaves the group on another thread, so that the test's runtime does not block. Leaving waits
+    /// for the broker, and never returns if the broker stopped during a rebalance.
     fn drop(&mut self) {
         let consumer = self.0.take();
         std::thread::spawn(move || drop(consumer));
@@ -262,27 +268,28 @@ pub(crate) async fn receive(member: &GroupMember, limit: Duration) -> Option<Kaf
     let consumer = member.0.as_ref()?;
     let deadline = Instant::now() + limit;
     while Instant::now() < deadline {
-        // librdkafka's wake-up can be lost, so each wait is short.
-        let wait = (Instant::now() + Duration::from_secs(1)).min(deadline);
-        if let Ok(Ok(message)) = tokio::time::timeout_at(wait, consumer.recv()).await {
+        // A wake-up by librdkafka can be lost, so each wait is limited to a second.
+        let wait_end = (Instant::now() + Duration::from_secs(1)).min(deadline);
+        if let Ok(Ok(message)) = tokio::time::timeout_at(wait_end, consumer.recv()).await {
             return Some(KafkaRecord::from_message(&message));
         }
     }
     None
 }
 
-fn ends(consumer: &BaseConsumer, topic: &str) -> HashMap<i32, i64> {
-    let patience = Duration::from_secs(10);
+/// The end offset of each partition of a topic.
+fn end_offsets(consumer: &BaseConsumer, topic: &str) -> HashMap<i32, i64> {
+    let timeout = Duration::from_secs(10);
     let metadata = consumer
-        .fetch_metadata(Some(topic), patience)
+        .fetch_metadata(Some(topic), timeout)
         .expect("the topic's metadata");
     let partitions = metadata.topics().iter().flat_map(MetadataTopic::partitions);
     partitions
         .map(|partition| {
-            let (_, end) = consumer
-                .fetch_watermarks(topic, partition.id(), patience)
-                .expect("a partition's end");
-            (partition.id(), end)
+            let (_, end_offset) = consumer
+                .fetch_watermarks(topic, partition.id(), timeout)
+                .expect("the end offset of a partition");
+            (partition.id(), end_offset)
         })
         .collect()
 }
@@ -305,18 +312,18 @@ fn read_all(bootstrap: &str, topic: &str, count: usize, limit: Duration) -> Vec<
                 .collect();
         }
     }
-    let mut places = TopicPartitionList::new();
+    let mut assignment = TopicPartitionList::new();
     for partition in partitions {
-        places
+        assignment
             .add_partition_offset(topic, partition, Offset::Beginning)
-            .expect("a place");
+            .expect("add a partition");
     }
-    consumer.assign(&places).expect("assign");
-    let mut seen = Vec::new();
-    while seen.len() < count && std::time::Instant::now() < deadline {
+    consumer.assign(&assignment).expect("assign");
+    let mut records = Vec::new();
+    while records.len() < count && std::time::Instant::now() < deadline {
         if let Some(Ok(message)) = consumer.poll(Duration::from_millis(100)) {
-            seen.push(KafkaRecord::from_message(&message));
+            records.push(KafkaRecord::from_message(&message));
         }
     }
-    seen
+    records
 }

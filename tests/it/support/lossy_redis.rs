@@ -10,28 +10,30 @@ use tokio::task::{JoinHandle, JoinSet};
 /// The running proxy. Drop stops it.
 pub(crate) struct LossyRedis {
     port: u16,
-    dropped: Arc<Mutex<DroppedChannels>>,
+    dropped: Arc<Mutex<DroppedMessages>>,
     server: JoinHandle<()>,
 }
 
 #[derive(Default)]
-struct DroppedChannels {
+struct DroppedMessages {
+    /// The channels whose messages are dropped.
     channels: Vec<String>,
+    /// The number of messages dropped so far.
     count: usize,
 }
 
 impl LossyRedis {
-    pub(crate) async fn start(redis: u16) -> Self {
+    pub(crate) async fn start(redis_port: u16) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("bind");
         let port = listener.local_addr().expect("an address").port();
-        let dropped = Arc::new(Mutex::new(DroppedChannels::default()));
+        let dropped = Arc::new(Mutex::new(DroppedMessages::default()));
         let shared = dropped.clone();
         let server = tokio::spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((client, _)) = listener.accept().await {
                 let shared = shared.clone();
                 connections.spawn(async move {
-                    let Ok(server) = TcpStream::connect(("127.0.0.1", redis)).await else {
+                    let Ok(server) = TcpStream::connect(("127.0.0.1", redis_port)).await else {
                         return;
                     };
                     let _ = client.set_nodelay(true);
@@ -69,7 +71,7 @@ impl Drop for LossyRedis {
     }
 }
 
-async fn forward(client: TcpStream, server: TcpStream, dropped: Arc<Mutex<DroppedChannels>>) {
+async fn forward(client: TcpStream, server: TcpStream, dropped: Arc<Mutex<DroppedMessages>>) {
     let (mut from_client, mut to_client) = client.into_split();
     let (mut from_server, mut to_server) = server.into_split();
     let requests = tokio::io::copy(&mut from_client, &mut to_server);
@@ -80,7 +82,7 @@ async fn forward(client: TcpStream, server: TcpStream, dropped: Arc<Mutex<Droppe
                 Ok(0) | Err(_) => break,
                 Ok(count) => {
                     let bytes = &mut buffer[..count];
-                    drop_selected_messages(bytes, &dropped);
+                    divert_selected_messages(bytes, &dropped);
                     if to_client.write_all(bytes).await.is_err() {
                         break;
                     }
@@ -94,19 +96,21 @@ async fn forward(client: TcpStream, server: TcpStream, dropped: Arc<Mutex<Droppe
     }
 }
 
-/// Replaces the channel of messages to drop by an unknown name of the same length, so that the
-/// stream stays valid.
-fn drop_selected_messages(bytes: &mut [u8], dropped: &Mutex<DroppedChannels>) {
+/// Makes the subscriber ignore the messages of the selected channels: in each of them, the last
+/// character of the channel's name is replaced. The length stays the same, so the stream stays
+/// valid.
+fn divert_selected_messages(bytes: &mut [u8], dropped: &Mutex<DroppedMessages>) {
     let mut dropped = dropped.lock();
     let channels = dropped.channels.clone();
     for channel in channels {
-        let head = format!("message\r\n${}\r\n{channel}\r\n", channel.len());
-        let mut from = 0;
-        while let Some(at) = find(&bytes[from..], head.as_bytes()) {
-            let end = from + at + head.len();
-            bytes[end - 3] = b'!';
+        let header = format!("message\r\n${}\r\n{channel}\r\n", channel.len());
+        let mut search_start = 0;
+        while let Some(index) = find(&bytes[search_start..], header.as_bytes()) {
+            let header_end = search_start + index + header.len();
+            // The last character of the name precedes CR and LF.
+            bytes[header_end - 3] = b'!';
             dropped.count += 1;
-            from = end;
+            search_start = header_end;
         }
     }
 }

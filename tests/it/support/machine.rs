@@ -1,22 +1,22 @@
-//! Decides which tests may use the machine at the same time.
+//! Limits which tests run at the same time, so that they do not slow each other down.
 //!
-//! Most tests are light and take no permit. A test that starts a whole distributed system takes a
-//! share of the machine. A test that asserts an upper bound on wall-clock time, or loads the machine
-//! itself, reserves all of it, so that neither a distributed system nor another timed test runs
-//! beside it.
+//! Most tests need little of the machine and acquire no permit. A test that starts a whole
+//! distributed system acquires one permit. A test that asserts an upper bound on wall-clock time,
+//! or that loads the machine itself, acquires all permits, so that neither a distributed system nor
+//! another such test runs at the same time.
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-/// Number of distributed systems that run at the same time. They mostly wait, for sessions to
-/// expire and leases to run out.
-const SHARES: u32 = 2;
+/// Number of distributed systems that may run at the same time. They need little of the machine,
+/// because they mostly wait for sessions and leases to expire.
+const PERMITS: u32 = 2;
 
-static MACHINE: Semaphore = Semaphore::const_new(SHARES as usize);
+static MACHINE: Semaphore = Semaphore::const_new(PERMITS as usize);
 
-/// The right to use the machine; released when dropped.
+/// The acquired permits. Drop releases them.
 pub(crate) type MachinePermit = SemaphorePermit<'static>;
 
-/// Waits for a share of the machine: for tests that start several processes.
+/// Acquires one permit, for a test that starts several processes.
 pub(crate) async fn share_machine() -> MachinePermit {
     MACHINE
         .acquire()
@@ -24,10 +24,10 @@ pub(crate) async fn share_machine() -> MachinePermit {
         .expect("the semaphore is never closed")
 }
 
-/// Waits for the whole machine: for tests that assert wall-clock bounds or produce heavy load.
+/// Acquires all permits, for a test that asserts bounds on wall-clock time or produces heavy load.
 pub(crate) async fn reserve_machine() -> MachinePermit {
     MACHINE
-        .acquire_many(SHARES)
+        .acquire_many(PERMITS)
         .await
         .expect("the semaphore is never closed")
 }

@@ -1,4 +1,5 @@
-//! The built executable as a child process, with a clean environment and its output in a file.
+//! The built executable as a child process. Its environment has only the variables of the test, and
+//! its output is in a file.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -12,23 +13,23 @@ use tokio::time::Instant;
 
 use super::{TEST_TIMEOUT, http};
 
-/// Returns a loopback port without a listener. The ports lie below the range that the kernel assigns
-/// to outgoing connections, so no such connection can occupy one before its server starts, and no
-/// two calls in this process return the same port.
+/// Returns a loopback port without a listener. The ports lie below the range that the kernel
+/// assigns to outgoing connections, so no such connection can occupy one before its server starts.
+/// No two calls in this process return the same port.
 pub(crate) fn free_port() -> u16 {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    const FIRST: u32 = 10_000;
-    const COUNT: u32 = 6_000;
+    static NEXT_INDEX: AtomicU32 = AtomicU32::new(0);
+    const FIRST_PORT: u32 = 10_000;
+    const PORT_COUNT: u32 = 6_000;
     loop {
-        let n = NEXT.fetch_add(1, Ordering::Relaxed);
-        let port = (FIRST + (std::process::id() * 37 + n) % COUNT) as u16;
+        let index = NEXT_INDEX.fetch_add(1, Ordering::Relaxed);
+        let port = (FIRST_PORT + (std::process::id() * 37 + index) % PORT_COUNT) as u16;
         if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
             return port;
         }
     }
 }
 
-/// Sends a signal (`TERM`, `KILL`, `STOP`, `CONT`) to a process that this one started.
+/// Sends a signal (`TERM`, `KILL`, `STOP`, `CONT`) to a process that the test started.
 pub(crate) fn signal(pid: u32, name: &str) {
     let status = Command::new("sh")
         .args(["-c", &format!("kill -{name} {pid}")])
@@ -41,7 +42,7 @@ pub(crate) fn signal(pid: u32, name: &str) {
 pub(crate) async fn wait_exit(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
     let deadline = Instant::now() + limit;
     loop {
-        if let Some(status) = child.try_wait().expect("wait for a child") {
+        if let Some(status) = child.try_wait().expect("poll a child") {
             return Some(status);
         }
         if Instant::now() >= deadline {
@@ -51,8 +52,8 @@ pub(crate) async fn wait_exit(child: &mut Child, limit: Duration) -> Option<Exit
     }
 }
 
-/// The command line, environment and folder of a process. It can be started any number of times, each
-/// time on the same folder.
+/// The command line, environment and working folder of a process. A process can be started from it
+/// any number of times, each time in the same folder.
 #[derive(Debug, Clone)]
 pub(crate) struct ProcessSpec {
     name: String,
@@ -64,7 +65,7 @@ pub(crate) struct ProcessSpec {
 }
 
 impl ProcessSpec {
-    /// `chatmesh ARGS…`, in a new folder that is also its home.
+    /// The command `chatmesh ARGS…` in a new working folder, which is also its home.
     pub(crate) fn new(args: &[&str]) -> Self {
         Self {
             name: (*args.first().unwrap_or(&"chatmesh")).to_owned(),
@@ -97,7 +98,8 @@ impl ProcessSpec {
         Self::with_metrics_port(&["relay"])
     }
 
-    /// Moves health and metrics to another free port, so that a copy can run beside the first one.
+    /// Moves health and metrics to another free port, so that a second process can run beside one
+    /// that has the same specification.
     pub(crate) fn on_other_metrics_port(mut self) -> Self {
         let port = free_port();
         self.port = Some(port);
@@ -109,15 +111,15 @@ impl ProcessSpec {
         Self::new(&["all-in-one", "--ephemeral"]).on_free_port()
     }
 
-    /// All roles in one process, on a durable folder below [`ProcessSpec::dir`].
+    /// All roles in one process, with a data directory below [`ProcessSpec::dir`].
     pub(crate) fn durable() -> Self {
         let spec = Self::new(&["all-in-one"]).on_free_port();
         let data = spec.dir().join("data");
         spec.arg("--data-dir").arg(&data.display().to_string())
     }
 
-    /// Serves on a free port, and switches off the limits per user: most tests send more than these
-    /// allow, and the tests of the limits set them.
+    /// Serves on a free port, and switches off the limits per user. Most tests send more than these
+    /// allow, and the tests of the limits set them again.
     pub(crate) fn on_free_port(mut self) -> Self {
         let port = free_port();
         self.port = Some(port);
@@ -133,15 +135,15 @@ impl ProcessSpec {
         self
     }
 
-    /// Sets a variable, in place of an earlier value.
+    /// Sets a variable and replaces its earlier value.
     pub(crate) fn env(mut self, name: &str, value: &str) -> Self {
-        self.env.retain(|(known, _)| known != name);
+        self.env.retain(|(existing, _)| existing != name);
         self.env.push((name.to_owned(), value.to_owned()));
         self
     }
 
     pub(crate) fn without_env(mut self, name: &str) -> Self {
-        self.env.retain(|(known, _)| known != name);
+        self.env.retain(|(existing, _)| existing != name);
         self
     }
 
@@ -157,17 +159,17 @@ impl ProcessSpec {
         self
     }
 
-    /// Its working folder, which is also its home.
+    /// The working folder of the process, which is also its home.
     pub(crate) fn dir(&self) -> &Path {
         self.dir.path()
     }
 
     pub(crate) fn port(&self) -> u16 {
-        self.port.expect("this command serves no port")
+        self.port.expect("a command that serves a port")
     }
 
-    /// The command to run, with an empty standard input. `TEST_CHATMESH` in the environment replaces
-    /// the executable by another build of it.
+    /// The command to run, with an empty standard input. If the environment has `TEST_CHATMESH`,
+    /// that executable is run instead of the built one.
     pub(crate) fn command(&self) -> Command {
         let program = std::env::var_os("TEST_CHATMESH");
         let program = program.unwrap_or_else(|| env!("CARGO_BIN_EXE_chatmesh").into());
@@ -175,8 +177,8 @@ impl ProcessSpec {
             None => Command::new(program),
             Some(limit) => {
                 let mut shell = Command::new("sh");
-                let limited = format!("ulimit -n {limit} && exec \"$0\" \"$@\"");
-                shell.args(["-c", &limited]).arg(program);
+                let script = format!("ulimit -n {limit} && exec \"$0\" \"$@\"");
+                shell.args(["-c", &script]).arg(program);
                 shell
             }
         };
@@ -198,11 +200,15 @@ impl ProcessSpec {
             .dir
             .path()
             .join(format!("{}.log", super::unique_name(&self.name)));
-        let out = File::create(&log).expect("a log file");
+        let log_file = File::create(&log).expect("a log file");
         let child = self
             .command()
-            .stdout(out.try_clone().expect("a second handle of the log file"))
-            .stderr(out)
+            .stdout(
+                log_file
+                    .try_clone()
+                    .expect("a second handle of the log file"),
+            )
+            .stderr(log_file)
             .spawn()
             .expect("start chatmesh");
         ChatmeshProcess {
@@ -219,7 +225,7 @@ impl ProcessSpec {
         process
     }
 
-    /// Runs the process to its end. Returns the exit code, standard output and standard error.
+    /// Runs the process until it exits. Returns the exit code, standard output and standard error.
     pub(crate) fn run(&self) -> (Option<i32>, String, String) {
         let output = self.command().output().expect("start chatmesh");
         (
@@ -230,8 +236,8 @@ impl ProcessSpec {
     }
 }
 
-/// A running chatmesh process. Drop kills it; when the test panics, drop also prints the last lines of
-/// its log.
+/// A running chatmesh process. Drop kills it. If the test panics, drop also prints the last lines
+/// of its log.
 #[derive(Debug)]
 pub(crate) struct ChatmeshProcess {
     child: Child,
@@ -248,7 +254,7 @@ impl ChatmeshProcess {
         self.child.id()
     }
 
-    /// The specification that it was started from.
+    /// The specification from which the process was started.
     pub(crate) fn spec(&self) -> &ProcessSpec {
         &self.spec
     }
@@ -257,7 +263,7 @@ impl ChatmeshProcess {
         format!("http://127.0.0.1:{}{path}", self.port())
     }
 
-    /// Its output so far.
+    /// The standard output and standard error of the process so far.
     pub(crate) fn log(&self) -> String {
         String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
     }
@@ -268,7 +274,8 @@ impl ChatmeshProcess {
             .is_ok_and(|reply| reply.status == 200)
     }
 
-    /// Waits for `/health/ready`. Panics if the process exits first.
+    /// Waits until `/health/ready` reports that the process is ready. Panics if the process exits
+    /// first.
     pub(crate) async fn wait_ready(&mut self, limit: Duration) {
         let deadline = Instant::now() + limit;
         while !self.is_ready().await {
@@ -283,10 +290,10 @@ impl ChatmeshProcess {
         }
     }
 
-    /// Waits until its output contains `text`.
+    /// Waits until the output of the process contains `text`.
     pub(crate) async fn wait_for_log(&self, text: &str, limit: Duration) {
-        let what = format!("{text:?} in the log of {}", self.spec.name);
-        super::wait_until(&what, limit, || async { self.log().contains(text) }).await;
+        let description = format!("{text:?} in the log of {}", self.spec.name);
+        super::wait_until(&description, limit, || async { self.log().contains(text) }).await;
     }
 
     /// Sends SIGTERM.
@@ -317,11 +324,16 @@ impl ChatmeshProcess {
         }
     }
 
-    /// Sends SIGTERM and waits for an orderly exit with code 0.
+    /// Sends SIGTERM, waits for the exit, and checks that the exit code is 0.
     pub(crate) async fn drain(&mut self) {
         self.terminate();
         let status = self.wait_exit(TEST_TIMEOUT).await;
-        assert_eq!(status.code(), Some(0), "{} exited badly", self.spec.name);
+        assert_eq!(
+            status.code(),
+            Some(0),
+            "{} did not exit with code 0",
+            self.spec.name
+        );
     }
 }
 
@@ -332,9 +344,9 @@ impl Drop for ChatmeshProcess {
         if std::thread::panicking() {
             let log = self.log();
             let lines: Vec<&str> = log.lines().collect();
-            let last = lines.len().saturating_sub(60);
+            let first_printed = lines.len().saturating_sub(60);
             eprintln!("--- the last lines of {} ---", self.spec.name);
-            for line in &lines[last..] {
+            for line in &lines[first_printed..] {
                 eprintln!("{line}");
             }
         }

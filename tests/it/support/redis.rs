@@ -1,4 +1,5 @@
-//! A private Redis that a test can kill, empty and pause, and Redis clients without chatmesh's code.
+//! A private Redis that a test can kill, empty and pause; and Redis clients that do not use
+//! chatmesh's code.
 
 use fred::interfaces::ClientLike;
 use tempfile::TempDir;
@@ -6,10 +7,11 @@ use tempfile::TempDir;
 use super::process::free_port;
 use super::redis_server::{RedisServer, send_command};
 
-/// Options of a server that keeps its data over a crash: an append-only file, synced every second.
+/// Options of a server that recovers its data after a crash: an append-only file that is synced
+/// every second.
 pub(super) const APPEND_ONLY: [&str; 4] = ["--appendonly", "yes", "--appendfsync", "everysec"];
 
-/// A Redis of one test with an append-only file. Drop kills it.
+/// The Redis of one test, with an append-only file. Drop kills it.
 #[derive(Debug)]
 pub(crate) struct PrivateRedis {
     port: u16,
@@ -38,7 +40,7 @@ impl PrivateRedis {
     }
 
     pub(crate) fn pid(&self) -> u32 {
-        self.server.as_ref().expect("the server runs").pid()
+        self.server.as_ref().expect("a running server").pid()
     }
 
     pub(crate) fn url(&self) -> String {
@@ -54,7 +56,7 @@ impl PrivateRedis {
         self.server = Some(server.expect("a started Redis"));
     }
 
-    /// Starts the server without data, like one that lost its disk.
+    /// Starts the server without data, like one whose disk was lost.
     pub(crate) async fn restart_empty(&mut self) {
         self.kill();
         for entry in std::fs::read_dir(self.dir.path()).expect("the data folder") {
@@ -68,12 +70,12 @@ impl PrivateRedis {
         self.restart().await;
     }
 
-    /// Kills the server (SIGKILL). What it wrote to its append-only file remains.
+    /// Sends SIGKILL. The append-only file remains.
     pub(crate) fn kill(&mut self) {
         self.server = None;
     }
 
-    /// Sends SIGSTOP: connections stay open and nothing answers.
+    /// Sends SIGSTOP. The connections stay open, but the server answers nothing.
     pub(crate) fn pause(&self) {
         if let Some(server) = &self.server {
             server.pause();
@@ -117,15 +119,15 @@ fn client_config(url: &str) -> fred::types::config::Config {
     fred::types::config::Config::from_url(url).expect("a Redis URL")
 }
 
-/// A connected client without any of chatmesh's code.
+/// Connects a client that does not use chatmesh's code.
 pub(crate) async fn redis_client(url: &str) -> fred::clients::Client {
     let client = fred::clients::Client::new(client_config(url), None, None, None);
     client.init().await.expect("connect to Redis");
     client
 }
 
-/// Subscribes to a channel by plain pub/sub, as the original gateway does. Returns the connection and
-/// the payloads in order.
+/// Subscribes to a channel by plain pub/sub, as the original gateway does. Returns the client and a
+/// receiver of the payloads in order. Dropping the client ends the subscription.
 pub(crate) async fn subscribe(
     url: &str,
     channel: &str,
@@ -135,7 +137,8 @@ pub(crate) async fn subscribe(
 ) {
     use fred::interfaces::{EventInterface, PubsubInterface};
     let performance = fred::types::config::PerformanceConfig {
-        // The default of 32 drops messages that a busy test does not read at once.
+        // With the default capacity of 32, a busy test would lose messages that it does not read
+        // at once.
         broadcast_channel_capacity: 65_536,
         ..Default::default()
     };
@@ -147,7 +150,7 @@ pub(crate) async fn subscribe(
     let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
     tokio::spawn(async move {
         while let Ok(message) = messages.recv().await {
-            let text = message.value.convert::<String>().expect("text");
+            let text = message.value.convert::<String>().expect("a text");
             if sender.send(text).is_err() {
                 break;
             }

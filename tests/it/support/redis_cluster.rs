@@ -10,7 +10,7 @@ use super::redis::APPEND_ONLY;
 use super::redis_server::{RedisServer, send_command};
 use super::{TEST_TIMEOUT, wait_until};
 
-/// Three nodes with append-only files. Drop kills them.
+/// The nodes of the cluster, with append-only files. Drop kills them.
 pub(crate) struct RedisCluster {
     nodes: Vec<Node>,
 }
@@ -22,7 +22,7 @@ struct Node {
 }
 
 impl Node {
-    /// Starts the node on the data of its append-only file.
+    /// Starts the node with the data of its append-only file.
     async fn start(&mut self) {
         let (port, dir) = (self.port, self.dir.path().to_owned());
         let mut options = APPEND_ONLY.to_vec();
@@ -38,7 +38,7 @@ impl RedisCluster {
         let mut nodes = Vec::new();
         while nodes.len() < 3 {
             let port = free_port();
-            // The cluster bus of a node listens 10,000 above its port.
+            // The cluster bus of a node listens on the port number that is higher by 10,000.
             if TcpListener::bind(("127.0.0.1", port + 10_000)).is_ok() {
                 let dir = tempfile::tempdir().expect("a temporary folder");
                 nodes.push(Node {
@@ -54,7 +54,7 @@ impl RedisCluster {
             .nodes
             .iter()
             .map(|node| format!("127.0.0.1:{}", node.port));
-        let created = Command::new("redis-cli")
+        let output = Command::new("redis-cli")
             .args(["--cluster", "create"])
             .args(addresses)
             .arg("--cluster-yes")
@@ -62,9 +62,9 @@ impl RedisCluster {
             .output()
             .expect("run redis-cli");
         assert!(
-            created.status.success(),
+            output.status.success(),
             "{}",
-            String::from_utf8_lossy(&created.stdout)
+            String::from_utf8_lossy(&output.stdout)
         );
         cluster.wait_ready().await;
         cluster
@@ -76,7 +76,7 @@ impl RedisCluster {
         }
     }
 
-    /// Waits until every node knows the others and serves its slots.
+    /// Waits until every node knows the other nodes and reports that all slots are served.
     async fn wait_ready(&self) {
         wait_until(
             "every node reports a complete cluster",
@@ -114,7 +114,7 @@ impl RedisCluster {
         }
     }
 
-    /// Kills all nodes and restarts them on the data of their append-only files.
+    /// Kills all nodes and restarts them with the data of their append-only files.
     pub(crate) async fn restart(&mut self) {
         for node in &mut self.nodes {
             node.server = None;

@@ -1,4 +1,5 @@
-//! The one place that starts `redis-server` processes and sends them commands without a client library.
+//! Processes of `redis-server`, and commands to them without a client library. No other test code
+//! starts `redis-server`.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::process::signal;
 
-/// Limit for the start of a server; generous because the machine may be busy.
+/// Limit for the start of a server. Generous, because the machine may be busy.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A `redis-server` process on a loopback port. Drop kills it.
@@ -19,8 +20,8 @@ pub(crate) struct RedisServer {
 }
 
 impl RedisServer {
-    /// Starts a server with its data in `dir`, and waits until it answers. `options` come last on the
-    /// command line, so they override the defaults.
+    /// Starts a server with its data in `dir`, and waits until it answers. `options` are the last
+    /// arguments of the command line, so they override the defaults.
     pub(crate) fn start(port: u16, dir: &Path, options: &[&str]) -> Self {
         let port_text = port.to_string();
         let dir = dir.display().to_string();
@@ -30,9 +31,9 @@ impl RedisServer {
         Self::start_with_arguments(port, &arguments)
     }
 
-    /// Starts a sentinel, which stores what it learns in its configuration file.
+    /// Starts a sentinel, which stores its state in its configuration file.
     pub(crate) fn start_sentinel(port: u16, configuration: &Path) -> Self {
-        // Not `redis-sentinel`, which is a package of its own.
+        // The server has a sentinel mode. The command `redis-sentinel` is a separate package.
         let configuration = configuration.display().to_string();
         Self::start_with_arguments(port, &[&configuration, "--sentinel"])
     }
@@ -56,7 +57,7 @@ impl RedisServer {
         self.child.id()
     }
 
-    /// Sends SIGSTOP: connections stay open and nothing answers.
+    /// Sends SIGSTOP. The connections stay open, but the server answers nothing.
     pub(crate) fn pause(&self) {
         signal(self.pid(), "STOP");
     }
@@ -74,8 +75,8 @@ impl Drop for RedisServer {
     }
 }
 
-/// Sends one inline command. Returns the reply without the last line end (at most 4 KiB), or `None`
-/// when the server does not answer.
+/// Sends one inline command. Returns the first 4 KiB of the reply without the trailing line end, or
+/// `None` if the server does not answer.
 pub(crate) fn send_command(port: u16, command: &str) -> Option<String> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
@@ -86,13 +87,14 @@ pub(crate) fn send_command(port: u16, command: &str) -> Option<String> {
     Some(reply.trim_end().to_owned())
 }
 
-/// Blocks until `condition` holds; for the states that servers reach by talking to each other.
-pub(crate) fn wait_for_redis(what: &str, mut condition: impl FnMut() -> bool) {
+/// Blocks until `condition` holds. Panics with `description` after the limit for the start of a
+/// server.
+pub(crate) fn wait_for_redis(description: &str, mut condition: impl FnMut() -> bool) {
     let started = Instant::now();
     while !condition() {
         assert!(
             started.elapsed() < START_TIMEOUT,
-            "not within {START_TIMEOUT:?}: {what}"
+            "not within {START_TIMEOUT:?}: {description}"
         );
         std::thread::sleep(Duration::from_millis(20));
     }

@@ -1,5 +1,6 @@
-//! Runs many scenarios on one running system, because starting the system takes longer than most of
-//! them. `SCENARIO` in the environment selects those whose names contain it.
+//! Runs many scenarios on one running system, because starting the system takes longer than most
+//! scenarios. The environment variable `SCENARIO` selects the scenarios whose names contain its
+//! value.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -8,7 +9,7 @@ use futures_util::future::BoxFuture;
 
 use super::system::TestSystem;
 
-/// A scenario that leaves the system as it is, so that others can run beside it.
+/// A scenario that stops no part of the system, so that other scenarios can run at the same time.
 pub(crate) type Scenario = fn(Arc<TestSystem>) -> BoxFuture<'static, ()>;
 
 /// A scenario that stops or breaks a part of the system and repairs it before it returns.
@@ -36,43 +37,44 @@ macro_rules! fault_scenarios {
     };
 }
 
-/// Runs the scenarios at the same time, each with users of its own. Returns the names and messages
-/// of those that failed.
+/// Runs the scenarios at the same time; each has users of its own. Returns the name and the panic
+/// message of each scenario that failed.
 pub(crate) async fn run_concurrently(
     system: &Arc<TestSystem>,
     scenarios: Vec<(&'static str, Scenario)>,
 ) -> Vec<String> {
-    let mut running = Vec::new();
+    let mut tasks = Vec::new();
     for (name, scenario) in scenarios.into_iter().filter(|(name, _)| is_selected(name)) {
         let started = Instant::now();
         let scenario = scenario(system.clone());
-        let timed = async move {
+        let timed_scenario = async move {
             scenario.await;
             started.elapsed()
         };
-        running.push((name, tokio::spawn(timed)));
+        tasks.push((name, tokio::spawn(timed_scenario)));
     }
-    let mut failed = Vec::new();
-    for (name, task) in running {
+    let mut failures = Vec::new();
+    for (name, task) in tasks {
         match task.await {
-            Ok(took) => eprintln!("{:?}: {name}: ok, {took:.1?}", system.backend),
-            Err(error) => failed.push(format!("{name}: {}", panic_message(error))),
+            Ok(duration) => eprintln!("{:?}: {name}: ok, {duration:.1?}", system.backend),
+            Err(error) => failures.push(format!("{name}: {}", panic_message(error))),
         }
     }
-    if !failed.is_empty() {
+    if !failures.is_empty() {
         eprintln!("the roles' logs: {}", system.save_logs().display());
     }
-    failed
+    failures
 }
 
-/// Runs the scenarios one after another. Returns the names and messages of those that failed.
+/// Runs the scenarios one after another. Returns the name and the panic message of each scenario
+/// that failed.
 pub(crate) async fn run_sequentially(
     system: TestSystem,
     scenarios: Vec<(&'static str, FaultScenario)>,
 ) -> Vec<String> {
     let backend = system.backend;
     let system = Arc::new(tokio::sync::Mutex::new(system));
-    let mut failed = Vec::new();
+    let mut failures = Vec::new();
     for (name, scenario) in scenarios.into_iter().filter(|(name, _)| is_selected(name)) {
         let started = Instant::now();
         let system = system.clone();
@@ -83,13 +85,13 @@ pub(crate) async fn run_sequentially(
         });
         match task.await {
             Ok(()) => eprintln!("{backend:?}: {name}: ok, {:.1?}", started.elapsed()),
-            Err(error) => failed.push(format!("{name}: {}", panic_message(error))),
+            Err(error) => failures.push(format!("{name}: {}", panic_message(error))),
         }
     }
-    failed
+    failures
 }
 
-/// The message of a task's panic.
+/// The message of the panic that ended a task.
 pub(crate) fn panic_message(error: tokio::task::JoinError) -> String {
     match error.try_into_panic() {
         Ok(panic) => panic
@@ -101,13 +103,13 @@ pub(crate) fn panic_message(error: tokio::task::JoinError) -> String {
     }
 }
 
-/// Panics with the names and messages of all scenarios that failed.
-pub(crate) fn assert_none_failed(failed: &[String]) {
+/// Panics with the names and panic messages of all scenarios that failed, if any.
+pub(crate) fn assert_none_failed(failures: &[String]) {
     assert!(
-        failed.is_empty(),
+        failures.is_empty(),
         "{} scenarios failed:\n{}",
-        failed.len(),
-        failed.join("\n---\n")
+        failures.len(),
+        failures.join("\n---\n")
     );
 }
 

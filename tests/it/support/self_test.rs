@@ -1,4 +1,4 @@
-//! Tests of the support code that other tests depend on.
+//! Tests of the support code, on which the other tests rely.
 
 use std::time::Duration;
 
@@ -28,15 +28,16 @@ async fn scripted_model_splits_chunks_within_characters() {
     let model = ScriptedModel::start().await;
     model.queue_answer("umlaut", Script::complete("grün 🦀").crlf().split_every(3));
     let mut body = send_request(&model, "umlaut").await.bytes_stream();
-    let (mut all, mut pieces, mut broken) = (Vec::new(), 0, false);
+    let (mut bytes, mut pieces, mut has_split_character) = (Vec::new(), 0, false);
     while let Some(piece) = body.next().await {
         let piece = piece.unwrap();
         pieces += 1;
-        broken |= std::str::from_utf8(&piece).is_err();
-        all.extend_from_slice(&piece);
+        has_split_character |= std::str::from_utf8(&piece).is_err();
+        bytes.extend_from_slice(&piece);
     }
-    let text = String::from_utf8(all).unwrap();
-    assert!(pieces > 10 && broken, "{pieces} pieces");
+    let text = String::from_utf8(bytes).unwrap();
+    assert!(pieces > 10, "{pieces} pieces");
+    assert!(has_split_character);
     assert!(
         text.contains("grün ") && text.ends_with("data: [DONE]\r\n\r\n"),
         "{text}"
@@ -46,7 +47,7 @@ async fn scripted_model_splits_chunks_within_characters() {
 }
 
 #[tokio::test]
-async fn scripted_model_detects_a_closed_client() {
+async fn scripted_model_detects_closed_connections() {
     let model = ScriptedModel::start().await;
     model.queue_answer("middle", Script::new().token("a").hang());
     model.queue_answer("hang", Answer::Hang);
@@ -54,9 +55,9 @@ async fn scripted_model_detects_a_closed_client() {
     assert!(body.next().await.is_some());
     assert!(model.aborted_prompts().is_empty());
     drop(body);
-    let hanging =
+    let response =
         tokio::time::timeout(Duration::from_millis(200), send_request(&model, "hang")).await;
-    assert!(hanging.is_err());
+    assert!(response.is_err());
     wait_until(
         "both closed connections are detected",
         TEST_TIMEOUT,
@@ -83,41 +84,41 @@ async fn private_redis_restarts_with_or_without_its_data() {
     let _: () = client.set("k", "v", None, None, false).await.unwrap();
     redis.restart().await;
     let client = super::redis::redis_client(&redis.url()).await;
-    let kept: Option<String> = client.get("k").await.unwrap();
-    assert_eq!(kept.as_deref(), Some("v"));
+    let value: Option<String> = client.get("k").await.unwrap();
+    assert_eq!(value.as_deref(), Some("v"));
     redis.restart_empty().await;
     let client = super::redis::redis_client(&redis.url()).await;
-    let kept: Option<String> = client.get("k").await.unwrap();
-    assert_eq!(kept, None);
+    let value: Option<String> = client.get("k").await.unwrap();
+    assert_eq!(value, None);
 }
 
 #[tokio::test]
-async fn scripted_model_sends_every_form_of_stream_error() {
+async fn scripted_model_sends_every_format_of_stream_error() {
     let model = ScriptedModel::start().await;
-    for (form, sign) in [
+    for (format, expected) in [
         (StreamErrorFormat::Nested, r#"data: {"error":{"#),
         (StreamErrorFormat::Flat, r#""object":"error""#),
         (StreamErrorFormat::Line, "error: {"),
     ] {
-        model.queue_answer("fail", Script::new().token("a").error(form, "broken"));
+        model.queue_answer("fail", Script::new().token("a").error(format, "broken"));
         let body = send_request(&model, "fail").await.text().await.unwrap();
-        assert!(body.contains(sign), "{form:?}: {body}");
+        assert!(body.contains(expected), "{format:?}: {body}");
     }
 }
 
 #[tokio::test]
 async fn private_kafka_keeps_its_records_over_a_crash() {
     let mut kafka = super::kafka_broker::KafkaBroker::start().await;
-    let plain = kafka.kafka_client();
-    plain.create_topic("t", 3).await;
-    plain.produce("t", Some("k"), "one", &[("h", "x")]).await;
-    plain.produce_with_kcat("t", "two");
+    let client = kafka.kafka_client();
+    client.create_topic("t", 3).await;
+    client.produce("t", Some("k"), "one", &[("h", "x")]).await;
+    client.produce_with_kcat("t", "two");
     kafka.kill();
     kafka.spawn_and_wait().await;
-    let mut seen = kafka.kafka_client().read("t", 2, TEST_TIMEOUT).await;
-    seen.sort_by(|a, b| a.value.cmp(&b.value));
-    assert_eq!(seen.len(), 2, "{seen:?}");
-    assert_eq!(seen[0].headers["h"], "x");
-    assert_eq!(seen[1].key, None);
-    assert_eq!(kafka.kafka_client().lag("nobody", "t").await, 2);
+    let mut records = kafka.kafka_client().read("t", 2, TEST_TIMEOUT).await;
+    records.sort_by(|a, b| a.value.cmp(&b.value));
+    assert_eq!(records.len(), 2, "{records:?}");
+    assert_eq!(records[0].headers["h"], "x");
+    assert_eq!(records[1].key, None);
+    assert_eq!(kafka.kafka_client().lag("unused-group", "t").await, 2);
 }

@@ -1,8 +1,9 @@
 //! The backends of one distributed system: its own Kafka broker, Redis and model API.
 //!
-//! The names of the consumer groups are part of the contract, so two tests on one broker would share
-//! their groups and rebalance each other, and a killed member would still count for seconds in the
-//! next test. Therefore each such test has a broker of its own, with the default topic names.
+//! The names of the consumer groups are fixed, so two tests on one broker would be members of the
+//! same groups and would rebalance each other. A killed member would remain in its group for
+//! seconds, into the next test. Therefore each such test has a broker of its own, with the default
+//! names of the topics.
 
 use super::kafka_broker::KafkaBroker;
 use super::kafka_client::KafkaClient;
@@ -21,11 +22,11 @@ pub(crate) const WORKERS: &str = "ai-consumer-group";
 /// The relays' consumer group.
 pub(crate) const RELAYS: &str = "message-relay-group";
 
-/// The backends of one test. The roles must be dropped before it.
+/// The backends of one test. The roles that use them must be dropped first.
 pub(crate) struct Stack {
     pub(crate) kafka: KafkaBroker,
     pub(crate) redis: PrivateRedis,
-    /// Used by the roles in place of `redis` when present.
+    /// If present, the roles use the cluster instead of `redis`.
     pub(crate) cluster: Option<RedisCluster>,
     pub(crate) model: ScriptedModel,
     _permit: MachinePermit,
@@ -45,7 +46,7 @@ impl Stack {
         stack
     }
 
-    /// Starts all backends, with a Redis cluster of three nodes in place of one Redis.
+    /// Starts all backends, with a Redis cluster of three nodes instead of one Redis.
     pub(crate) async fn start_clustered(model: ScriptedModel) -> Self {
         let mut stack = Self::not_started(model).await;
         stack.kafka.spawn();
@@ -70,7 +71,8 @@ impl Stack {
         self.kafka.kafka_client()
     }
 
-    /// Adds the addresses of the backends under the variable names of the original's services.
+    /// Adds the addresses of the backends. Their variables have the names that the original system
+    /// uses.
     fn with_backends(&self, spec: ProcessSpec) -> ProcessSpec {
         let spec = match &self.cluster {
             Some(cluster) => spec.env("REDIS_URL", &cluster.url()),
@@ -93,7 +95,7 @@ impl Stack {
         self.with_backends(ProcessSpec::ai_worker())
             .env("OPENAI_BASE_URL", &self.model.base_url())
             .env("OPENAI_API_KEY", "sk-test")
-            // A busy test machine is slower than any model.
+            // The limit is generous, because the test machine may be busy.
             .env("OPENAI_TIMEOUT_MS", "10000")
             .env("SERVER_ID", name)
             .with_name(name)

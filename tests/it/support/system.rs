@@ -1,5 +1,5 @@
-//! A complete running system on one of three backends: everything embedded, Kafka with one Redis, or
-//! Kafka with a Redis cluster.
+//! A complete running system on one of three backends: everything embedded, Kafka with one Redis,
+//! or Kafka with a Redis cluster.
 
 use std::path::{Path, PathBuf};
 
@@ -9,22 +9,25 @@ use super::model::ScriptedModel;
 use super::process::{ChatmeshProcess, ProcessSpec};
 use super::stack::Stack;
 
-/// What carries the messages and the shared state.
+/// The implementation of log and fan-out that the system uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Backend {
     Embedded,
+    /// Kafka and one Redis.
     Redis,
+    /// Kafka and a Redis cluster.
     Cluster,
 }
 
 /// The servers that the roles use.
 enum Services {
-    /// The role embeds its log and fan-out; only the model API is outside.
+    /// The process embeds its log and fan-out. Only the model API is a separate server.
     Embedded(ScriptedModel),
     Distributed(Box<Stack>),
 }
 
-/// Two gateways, two workers and two relays; or one process with all roles on the embedded backend.
+/// Two gateways, two workers and two relays. On the embedded backend, one process with all roles,
+/// which is listed as a gateway.
 pub(crate) struct TestSystem {
     pub(crate) backend: Backend,
     pub(crate) gateways: Vec<ChatmeshProcess>,
@@ -46,13 +49,13 @@ impl TestSystem {
                 Services::Distributed(Box::new(Stack::start_clustered(model).await))
             }
         };
-        let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        let to_owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
         let mut system = Self {
             backend,
             gateways: Vec::new(),
             workers: Vec::new(),
             relays: Vec::new(),
-            env: env.iter().map(owned).collect(),
+            env: env.iter().map(to_owned).collect(),
             services,
         };
         match backend {
@@ -94,14 +97,14 @@ impl TestSystem {
     /// The Kafka and Redis servers. Panics on the embedded backend.
     pub(crate) fn stack(&self) -> &Stack {
         match &self.services {
-            Services::Embedded(_) => panic!("the embedded backend has no Kafka"),
+            Services::Embedded(_) => panic!("the embedded backend has no Kafka and no Redis"),
             Services::Distributed(stack) => stack,
         }
     }
 
     pub(crate) fn stack_mut(&mut self) -> &mut Stack {
         match &mut self.services {
-            Services::Embedded(_) => panic!("the embedded backend has no Kafka"),
+            Services::Embedded(_) => panic!("the embedded backend has no Kafka and no Redis"),
             Services::Distributed(stack) => stack,
         }
     }
@@ -116,7 +119,7 @@ impl TestSystem {
             .fold(spec, |spec, (name, value)| spec.env(name, value))
     }
 
-    /// A process with all roles on a durable folder, so that it can be restarted on its data.
+    /// A process with all roles and a data directory, so that it can be restarted with its data.
     pub(crate) fn all_in_one(&self) -> ProcessSpec {
         let spec = ProcessSpec::durable()
             .env("OPENAI_BASE_URL", &self.model().base_url())
@@ -128,7 +131,8 @@ impl TestSystem {
         self.with_env(self.stack().gateway(name))
     }
 
-    /// A worker whose API key is its name, so that the model's requests tell the workers apart.
+    /// A worker whose API key is its name, so that a request to the model shows which worker sent
+    /// it.
     pub(crate) fn worker(&self, name: &str) -> ProcessSpec {
         let spec = self.stack().worker(name).env("OPENAI_API_KEY", name);
         self.with_env(spec)
@@ -138,8 +142,8 @@ impl TestSystem {
         self.with_env(self.stack().relay(name))
     }
 
-    /// The index of the worker that sent the model's last request with this prompt.
-    pub(crate) fn worker_of(&self, prompt: &str) -> usize {
+    /// The index of the worker that sent the last request with this prompt to the model.
+    pub(crate) fn worker_index_for(&self, prompt: &str) -> usize {
         let requests = self.model().requests_for(prompt);
         let key = requests
             .last()
@@ -151,7 +155,7 @@ impl TestSystem {
         }
     }
 
-    /// Port of gateway `n`, modulo their number: the embedded backend has only one.
+    /// The port of gateway `n` modulo the number of gateways: the embedded backend has only one.
     pub(crate) fn port(&self, n: usize) -> u16 {
         self.gateways[n % self.gateways.len()].port()
     }
@@ -160,19 +164,19 @@ impl TestSystem {
         self.gateways.iter().map(ChatmeshProcess::port).collect()
     }
 
-    /// Writes the logs of all roles below the target folder and returns their folder.
+    /// Writes the logs of all roles to a folder below the target folder, and returns that folder.
     pub(super) fn save_logs(&self) -> PathBuf {
         let name = format!("system-{:?}-{}", self.backend, std::process::id());
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
         std::fs::create_dir_all(&folder).expect("a folder");
-        for (role, members) in [
+        for (role, processes) in [
             ("gateway", &self.gateways),
             ("worker", &self.workers),
             ("relay", &self.relays),
         ] {
-            for (n, member) in members.iter().enumerate() {
+            for (n, process) in processes.iter().enumerate() {
                 let file = folder.join(format!("{role}_{}.log", n + 1));
-                std::fs::write(file, member.log()).expect("write a file");
+                std::fs::write(file, process.log()).expect("write a file");
             }
         }
         folder
@@ -186,7 +190,7 @@ impl TestSystem {
         }
     }
 
-    /// Kills Redis and restarts it on the data that its append-only file has.
+    /// Kills Redis and restarts it with the data of its append-only file.
     pub(crate) async fn restart_redis(&mut self) {
         let stack = self.stack_mut();
         match &mut stack.cluster {

@@ -10,7 +10,7 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use super::process::free_port;
 
-/// What the proxy does with traffic.
+/// How the proxy treats its connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ProxyMode {
     /// Forwards everything at once.
@@ -19,32 +19,32 @@ pub(crate) enum ProxyMode {
     Delay(Duration),
     /// Forwards nothing; connections stay open.
     Stall,
-    /// Closes all connections, and new ones at once.
+    /// Closes all connections, and each new one as soon as it is accepted.
     Disconnect,
 }
 
 /// A proxy on a port of its own. Drop stops it.
 pub(crate) struct TcpProxy {
     port: u16,
-    traffic: watch::Sender<ProxyMode>,
+    mode: watch::Sender<ProxyMode>,
     server: JoinHandle<()>,
 }
 
 impl TcpProxy {
-    /// Starts a proxy in front of a port, which may get its listener later.
-    pub(crate) async fn start(port: u16) -> Self {
-        Self::start_on(free_port(), port).await
+    /// Starts a proxy in front of a port. The server may start to listen later.
+    pub(crate) async fn start(upstream_port: u16) -> Self {
+        Self::start_on(free_port(), upstream_port).await
     }
 
-    /// Starts a proxy that listens on a given port.
-    pub(crate) async fn start_on(own: u16, port: u16) -> Self {
-        let listener = TcpListener::bind(("127.0.0.1", own)).await.expect("bind");
-        let (traffic, now) = watch::channel(ProxyMode::Forward);
-        let upstream = SocketAddr::from(([127, 0, 0, 1], port));
+    /// Starts a proxy that listens on `port`.
+    pub(crate) async fn start_on(port: u16, upstream_port: u16) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", port)).await.expect("bind");
+        let (mode, receiver) = watch::channel(ProxyMode::Forward);
+        let upstream = SocketAddr::from(([127, 0, 0, 1], upstream_port));
         Self {
-            port: own,
-            traffic,
-            server: tokio::spawn(serve(listener, upstream, now)),
+            port,
+            mode,
+            server: tokio::spawn(serve(listener, upstream, receiver)),
         }
     }
 
@@ -52,8 +52,8 @@ impl TcpProxy {
         self.port
     }
 
-    pub(crate) fn set_mode(&self, traffic: ProxyMode) {
-        self.traffic.send_replace(traffic);
+    pub(crate) fn set_mode(&self, mode: ProxyMode) {
+        self.mode.send_replace(mode);
     }
 }
 
@@ -63,25 +63,25 @@ impl Drop for TcpProxy {
     }
 }
 
-async fn serve(listener: TcpListener, upstream: SocketAddr, traffic: watch::Receiver<ProxyMode>) {
+async fn serve(listener: TcpListener, upstream: SocketAddr, mode: watch::Receiver<ProxyMode>) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => {
                 let Ok((client, _)) = accepted else {
-                    // Without descriptors, accepting again at once would spin.
+                    // While no file descriptor is free, accepting at once would be a busy loop.
                     tokio::time::sleep(Duration::from_millis(10)).await;
                     continue;
                 };
-                connections.spawn(connection(client, upstream, traffic.clone()));
+                connections.spawn(connection(client, upstream, mode.clone()));
             }
             Some(_) = connections.join_next() => {}
         }
     }
 }
 
-async fn connection(client: TcpStream, upstream: SocketAddr, traffic: watch::Receiver<ProxyMode>) {
-    let open = async {
+async fn connection(client: TcpStream, upstream: SocketAddr, mode: watch::Receiver<ProxyMode>) {
+    let forwarding = async {
         let Ok(server) = TcpStream::connect(upstream).await else {
             return;
         };
@@ -90,21 +90,21 @@ async fn connection(client: TcpStream, upstream: SocketAddr, traffic: watch::Rec
         let (mut client_in, mut client_out) = client.into_split();
         let (mut server_in, mut server_out) = server.into_split();
         tokio::select! {
-            () = forward(&mut client_in, &mut server_out, traffic.clone()) => {}
-            () = forward(&mut server_in, &mut client_out, traffic.clone()) => {}
+            () = forward(&mut client_in, &mut server_out, mode.clone()) => {}
+            () = forward(&mut server_in, &mut client_out, mode.clone()) => {}
         }
     };
-    let mut until = traffic.clone();
+    let mut mode_changes = mode.clone();
     tokio::select! {
-        () = open => {}
-        _ = until.wait_for(|now| *now == ProxyMode::Disconnect) => {}
+        () = forwarding => {}
+        _ = mode_changes.wait_for(|mode| *mode == ProxyMode::Disconnect) => {}
     }
 }
 
 async fn forward(
     from: &mut (impl AsyncReadExt + Unpin),
     to: &mut (impl AsyncWriteExt + Unpin),
-    mut traffic: watch::Receiver<ProxyMode>,
+    mut mode: watch::Receiver<ProxyMode>,
 ) {
     let mut buffer = vec![0; 16 * 1024];
     loop {
@@ -112,11 +112,11 @@ async fn forward(
             Ok(0) | Err(_) => return,
             Ok(count) => count,
         };
-        let flows = traffic.wait_for(|now| *now != ProxyMode::Stall).await;
-        let Ok(flows) = flows.map(|now| *now) else {
+        let current = mode.wait_for(|mode| *mode != ProxyMode::Stall).await;
+        let Ok(current) = current.map(|mode| *mode) else {
             return;
         };
-        if let ProxyMode::Delay(delay) = flows {
+        if let ProxyMode::Delay(delay) = current {
             tokio::time::sleep(delay).await;
         }
         if to.write_all(&buffer[..count]).await.is_err() {

@@ -130,7 +130,7 @@ pub(super) async fn killed_worker_is_replaced_and_the_text_restarts(system: &mut
     let mut device = V1Client::open(system.port(0), &unique_name("fault")).await;
     device.send_message("m-1", &prompt).await;
     device.wait_for_text("m-1", "first4 ").await;
-    let worker = system.worker_of(&prompt);
+    let worker = system.worker_index_for(&prompt);
     system.workers[worker].kill();
     let restarted = |t: &Transcript| t.get("m-1").is_some_and(|m| m.restarts == 1);
     device.wait_for("the text restarts", restarted).await;
@@ -161,7 +161,7 @@ pub(super) async fn worker_paused_past_its_session_is_fenced(system: &mut TestSy
     let mut phone = V1Client::open(system.port(1), &user).await;
     device.send_message("m-1", &prompt).await;
     device.wait_for_text("m-1", "first4 ").await;
-    let worker = system.worker_of(&prompt);
+    let worker = system.worker_index_for(&prompt);
     system.workers[worker].pause();
     // After its lease and its session another worker takes over.
     device.wait_for_text("m-1", "second4 ").await;

@@ -57,12 +57,12 @@ type Rule = Arc<dyn Fn(&ModelRequest) -> Answer + Send + Sync>;
 
 struct State {
     requests: Vec<ModelRequest>,
-    /// Whether the bodies of requests are kept.
-    keeps_bodies: bool,
-    counts: HashMap<String, usize>,
-    queued: HashMap<String, VecDeque<Answer>>,
+    /// Whether the bodies of requests are stored.
+    stores_bodies: bool,
+    request_counts: HashMap<String, usize>,
+    queued_answers: HashMap<String, VecDeque<Answer>>,
     aborted_prompts: Vec<String>,
-    open: usize,
+    open_requests: usize,
     max_open_requests: usize,
     rule: Rule,
 }
@@ -84,12 +84,12 @@ pub(crate) struct ScriptedModel {
 }
 
 impl ScriptedModel {
-    /// Answers every request with `echo: ` followed by the prompt.
+    /// Starts a server that answers every request with `echo: ` followed by the prompt.
     pub(crate) async fn start() -> Self {
         Self::start_with(|request| Script::echo(request).into()).await
     }
 
-    /// Answers by a rule. Answers queued for a prompt take precedence.
+    /// Starts a server that answers by a rule. Answers queued for a prompt take precedence.
     pub(crate) async fn start_with<F>(rule: F) -> Self
     where
         F: Fn(&ModelRequest) -> Answer + Send + Sync + 'static,
@@ -98,11 +98,11 @@ impl ScriptedModel {
         let port = listener.local_addr().expect("an address").port();
         let shared = Shared(Arc::new(Mutex::new(State {
             requests: Vec::new(),
-            keeps_bodies: true,
-            counts: HashMap::new(),
-            queued: HashMap::new(),
+            stores_bodies: true,
+            request_counts: HashMap::new(),
+            queued_answers: HashMap::new(),
             aborted_prompts: Vec::new(),
-            open: 0,
+            open_requests: 0,
             max_open_requests: 0,
             rule: Arc::new(rule),
         })));
@@ -126,14 +126,14 @@ impl ScriptedModel {
     /// Queues an answer for the next request with this prompt.
     pub(crate) fn queue_answer(&self, prompt: &str, answer: impl Into<Answer>) {
         let mut state = self.shared.lock();
-        let queue = state.queued.entry(prompt.to_owned()).or_default();
+        let queue = state.queued_answers.entry(prompt.to_owned()).or_default();
         queue.push_back(answer.into());
     }
 
-    /// Stops storing request bodies. They contain whole conversations, which exhaust memory in a
-    /// long run.
+    /// Stops storing request bodies. They contain whole conversations, which would exhaust the
+    /// memory in a long run.
     pub(crate) fn discard_bodies(&self) {
-        self.shared.lock().keeps_bodies = false;
+        self.shared.lock().stores_bodies = false;
     }
 
     /// All requests so far, in order.
@@ -144,11 +144,11 @@ impl ScriptedModel {
     /// The requests with this prompt so far, in order.
     pub(crate) fn requests_for(&self, prompt: &str) -> Vec<ModelRequest> {
         let state = self.shared.lock();
-        let same = state
+        let requests = state
             .requests
             .iter()
             .filter(|request| request.prompt == prompt);
-        same.cloned().collect()
+        requests.cloned().collect()
     }
 
     /// The number of all requests.
@@ -158,17 +158,22 @@ impl ScriptedModel {
 
     /// The number of requests with this prompt.
     pub(crate) fn request_count_for(&self, prompt: &str) -> usize {
-        self.shared.lock().counts.get(prompt).copied().unwrap_or(0)
+        self.shared
+            .lock()
+            .request_counts
+            .get(prompt)
+            .copied()
+            .unwrap_or(0)
     }
 
-    /// The prompts whose client closed the connection before the script's end.
+    /// The prompts of requests whose client closed the connection before the answer was complete.
     pub(crate) fn aborted_prompts(&self) -> Vec<String> {
         self.shared.lock().aborted_prompts.clone()
     }
 
     /// The number of requests that are being answered.
     pub(crate) fn open_requests(&self) -> usize {
-        self.shared.lock().open
+        self.shared.lock().open_requests
     }
 
     /// The highest number of requests that were being answered at the same time.
@@ -190,7 +195,7 @@ async fn serve(listener: TcpListener, shared: Shared) {
         tokio::select! {
             accepted = listener.accept() => {
                 let Ok((stream, _)) = accepted else {
-                    // Without descriptors, accepting again at once would spin.
+                    // While no file descriptor is free, accepting at once would be a busy loop.
                     tokio::time::sleep(Duration::from_millis(10)).await;
                     continue;
                 };
@@ -216,18 +221,18 @@ type Body = StreamBody<BoxStream<'static, Result<Frame<Bytes>, ScriptedDisconnec
 #[error("scripted disconnect")]
 struct ScriptedDisconnect;
 
-/// A request that is being answered. If it is dropped before the script's end, the client has
+/// A request that is being answered. If it is dropped before the answer is complete, the client has
 /// closed the connection.
-struct Work {
+struct OpenRequest {
     shared: Shared,
     prompt: String,
     is_complete: bool,
 }
 
-impl Drop for Work {
+impl Drop for OpenRequest {
     fn drop(&mut self) {
         let mut state = self.shared.lock();
-        state.open -= 1;
+        state.open_requests -= 1;
         if !self.is_complete {
             state.aborted_prompts.push(self.prompt.clone());
         }
@@ -253,26 +258,27 @@ async fn answer(request: Request<Incoming>, shared: Shared) -> Result<Response<B
         .unwrap_or("")
         .to_owned();
 
-    let (answer, work) = accept(&shared, prompt, body, authorization, path, received_at);
+    let (answer, open_request) =
+        record_request(&shared, prompt, body, authorization, path, received_at);
     match answer {
         Answer::Status {
             status,
             headers,
             body,
         } => {
-            let mut work = work;
-            work.is_complete = true;
+            let mut open_request = open_request;
+            open_request.is_complete = true;
             Ok(respond(status, &headers, plain_body(body.into())))
         }
         Answer::Hang => {
-            // hyper drops this future when the client closes the connection; until then `work` is
-            // alive.
-            let _work = work;
+            // hyper drops this future, and `open_request` with it, when the client closes the
+            // connection.
+            let _open_request = open_request;
             std::future::pending().await
         }
         Answer::Stream(script) => {
             let steps = VecDeque::from(script.steps());
-            let body = stream::unfold((steps, work), run_step).boxed();
+            let body = stream::unfold((steps, open_request), run_step).boxed();
             let headers = [("content-type".to_owned(), "text/event-stream".to_owned())];
             Ok(respond(200, &headers, StreamBody::new(body)))
         }
@@ -280,18 +286,18 @@ async fn answer(request: Request<Incoming>, shared: Shared) -> Result<Response<B
 }
 
 /// Records the request and chooses its answer.
-fn accept(
+fn record_request(
     shared: &Shared,
     prompt: String,
     body: Value,
     authorization: Option<String>,
     path: String,
     received_at: Instant,
-) -> (Answer, Work) {
+) -> (Answer, OpenRequest) {
     let mut state = shared.lock();
-    let count = state.counts.entry(prompt.clone()).or_default();
-    let previous_requests = *count;
-    *count += 1;
+    let request_count = state.request_counts.entry(prompt.clone()).or_default();
+    let previous_requests = *request_count;
+    *request_count += 1;
     let request = ModelRequest {
         prompt: prompt.clone(),
         body,
@@ -300,52 +306,56 @@ fn accept(
         received_at,
         previous_requests,
     };
-    let mut kept = request.clone();
-    if !state.keeps_bodies {
-        kept.body = Value::Null;
+    let mut stored_request = request.clone();
+    if !state.stores_bodies {
+        stored_request.body = Value::Null;
     }
-    state.requests.push(kept);
-    state.open += 1;
-    state.max_open_requests = state.max_open_requests.max(state.open);
-    let queued = state.queued.get_mut(&prompt).and_then(VecDeque::pop_front);
+    state.requests.push(stored_request);
+    state.open_requests += 1;
+    state.max_open_requests = state.max_open_requests.max(state.open_requests);
+    let queued_answer = state
+        .queued_answers
+        .get_mut(&prompt)
+        .and_then(VecDeque::pop_front);
     let rule = state.rule.clone();
     drop(state);
-    let work = Work {
+    let open_request = OpenRequest {
         shared: shared.clone(),
         prompt,
         is_complete: false,
     };
-    let answer = match queued {
+    let answer = match queued_answer {
         Some(answer) => answer,
         None if request.path == "/v1/chat/completions" => rule(&request),
         None => Answer::error(404, "not_found", "no such route"),
     };
-    (answer, work)
+    (answer, open_request)
 }
 
-type StreamState = (VecDeque<Step>, Work);
+/// The remaining steps of a stream, and its request.
+type StreamState = (VecDeque<Step>, OpenRequest);
 
 async fn run_step(
-    (mut steps, mut work): StreamState,
+    (mut steps, mut open_request): StreamState,
 ) -> Option<(Result<Frame<Bytes>, ScriptedDisconnect>, StreamState)> {
     loop {
         match steps.pop_front() {
             Some(Step::Bytes(bytes)) => {
                 // The client may close the connection once it has the last byte.
-                work.is_complete |= steps.is_empty();
-                return Some((Ok(Frame::data(bytes)), (steps, work)));
+                open_request.is_complete |= steps.is_empty();
+                return Some((Ok(Frame::data(bytes)), (steps, open_request)));
             }
             Some(Step::Wait(time)) => tokio::time::sleep(time).await,
             Some(Step::Hang) => std::future::pending().await,
             Some(Step::Disconnect) => {
-                work.is_complete = true;
+                open_request.is_complete = true;
                 steps.clear();
                 // Earlier chunks must be sent before the connection is closed.
                 tokio::time::sleep(Duration::from_millis(20)).await;
-                return Some((Err(ScriptedDisconnect), (steps, work)));
+                return Some((Err(ScriptedDisconnect), (steps, open_request)));
             }
             None => {
-                work.is_complete = true;
+                open_request.is_complete = true;
                 return None;
             }
         }

@@ -23,7 +23,7 @@ pub(crate) enum Answer {
 }
 
 impl Answer {
-    /// An error in OpenAI's form.
+    /// An error with a body in OpenAI's format.
     pub(crate) fn error(status: u16, code: &str, message: &str) -> Self {
         Self::Status {
             status,
@@ -33,12 +33,12 @@ impl Answer {
         }
     }
 
-    /// A 429 that a later retry may avoid.
+    /// A 429 after which a retry may succeed.
     pub(crate) fn rate_limited() -> Self {
         Self::error(429, "rate_limit_exceeded", "slow down")
     }
 
-    /// A 429 that no retry avoids: the quota is used up.
+    /// A 429 after which no retry succeeds, because the quota is used up.
     pub(crate) fn out_of_quota() -> Self {
         Self::error(429, "insufficient_quota", "you exceeded your current quota")
     }
@@ -47,7 +47,7 @@ impl Answer {
     pub(crate) fn header(mut self, name: &str, value: &str) -> Self {
         match &mut self {
             Self::Status { headers, .. } => headers.push((name.to_owned(), value.to_owned())),
-            _ => panic!("only a status has headers of its own"),
+            _ => panic!("only Answer::Status has headers"),
         }
         self
     }
@@ -59,7 +59,7 @@ impl From<Script> for Answer {
     }
 }
 
-/// The form of an error object within a stream.
+/// The format of an error within a stream.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum StreamErrorFormat {
     /// `data: {"error": {"message": …}}`
@@ -82,13 +82,14 @@ pub(super) enum Step {
 #[derive(Debug, Clone)]
 pub(crate) struct Script {
     steps: Vec<Step>,
-    crlf: bool,
-    split: Option<usize>,
-    pace: Option<Duration>,
+    has_crlf_line_ends: bool,
+    chunk_size: Option<usize>,
+    chunk_interval: Option<Duration>,
 }
 
 const MODEL: &str = "scripted-model";
 
+/// A chunk of a stream with one choice.
 fn chunk(delta: &Value, finish_reason: Option<&str>) -> Value {
     json!({
         "id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": MODEL,
@@ -101,9 +102,9 @@ impl Script {
     pub(crate) fn new() -> Self {
         Self {
             steps: Vec::new(),
-            crlf: false,
-            split: None,
-            pace: None,
+            has_crlf_line_ends: false,
+            chunk_size: None,
+            chunk_interval: None,
         }
     }
 
@@ -117,22 +118,22 @@ impl Script {
         Self::complete(&format!("echo: {}", request.prompt))
     }
 
-    /// The usual first delta, which names the role.
+    /// Adds the usual first delta, which names the role.
     pub(crate) fn role(self) -> Self {
         self.event(&chunk(&json!({"role": "assistant", "content": ""}), None))
     }
 
-    /// The first delta of older llama.cpp servers.
+    /// Adds the first delta of older llama.cpp servers, whose content is null.
     pub(crate) fn null_role(self) -> Self {
         self.event(&chunk(&json!({"role": "assistant", "content": null}), None))
     }
 
-    /// One delta.
+    /// Adds one delta with this text.
     pub(crate) fn token(self, text: &str) -> Self {
         self.event(&chunk(&json!({"content": text}), None))
     }
 
-    /// The text in deltas of about a word.
+    /// Adds the text in deltas of one word each.
     pub(crate) fn text(mut self, text: &str) -> Self {
         for word in text.split_inclusive(' ') {
             self = self.token(word);
@@ -140,12 +141,12 @@ impl Script {
         self
     }
 
-    /// The last delta.
+    /// Adds the last delta, which has the `finish_reason`.
     pub(crate) fn finish(self, reason: &str) -> Self {
         self.event(&chunk(&json!({}), Some(reason)))
     }
 
-    /// The usage chunk, whose `choices` are empty.
+    /// Adds the usage chunk, whose `choices` are empty.
     pub(crate) fn usage(self) -> Self {
         self.event(&json!({
             "id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": MODEL,
@@ -154,14 +155,14 @@ impl Script {
         }))
     }
 
-    /// `data: [DONE]`.
+    /// Adds `data: [DONE]`.
     pub(crate) fn done(self) -> Self {
         self.raw("data: [DONE]\n\n")
     }
 
-    /// An error object.
-    pub(crate) fn error(self, form: StreamErrorFormat, message: &str) -> Self {
-        match form {
+    /// Adds an error.
+    pub(crate) fn error(self, format: StreamErrorFormat, message: &str) -> Self {
+        match format {
             StreamErrorFormat::Nested => {
                 self.event(&json!({"error": {"message": message, "type": "server_error"}}))
             }
@@ -175,65 +176,66 @@ impl Script {
         }
     }
 
-    /// A comment line, which readers ignore.
+    /// Adds a comment line, which clients ignore.
     pub(crate) fn comment(self, text: &str) -> Self {
         self.raw(&format!(": {text}\n\n"))
     }
 
-    /// A `data:` event.
+    /// Adds a `data:` event.
     pub(crate) fn event(self, value: &Value) -> Self {
         self.raw(&format!("data: {value}\n\n"))
     }
 
-    /// Any bytes.
+    /// Adds text as it is, without the form of an event.
     pub(crate) fn raw(mut self, text: &str) -> Self {
         self.steps
             .push(Step::Bytes(Bytes::copy_from_slice(text.as_bytes())));
         self
     }
 
-    /// A pause at this point.
+    /// Adds a pause.
     pub(crate) fn wait(mut self, time: Duration) -> Self {
         self.steps.push(Step::Wait(time));
         self
     }
 
-    /// A pause after the status and before the first byte.
+    /// Inserts a pause between the status and the first event.
     pub(crate) fn initial_delay(mut self, time: Duration) -> Self {
         self.steps.insert(0, Step::Wait(time));
         self
     }
 
-    /// Closes the connection at this point.
+    /// Closes the connection after the events so far.
     pub(crate) fn disconnect(mut self) -> Self {
         self.steps.push(Step::Disconnect);
         self
     }
 
-    /// Sends nothing more from this point on; the connection stays open.
+    /// Sends nothing after the events so far; the connection stays open.
     pub(crate) fn hang(mut self) -> Self {
         self.steps.push(Step::Hang);
         self
     }
 
-    /// Sets the pause between any two events.
+    /// Pauses between any two events.
     pub(crate) fn chunk_interval(mut self, time: Duration) -> Self {
-        self.pace = Some(time);
+        self.chunk_interval = Some(time);
         self
     }
 
     /// Ends lines with CR LF.
     pub(crate) fn crlf(mut self) -> Self {
-        self.crlf = true;
+        self.has_crlf_line_ends = true;
         self
     }
 
-    /// Sends chunks of this many bytes, also cut within a character.
+    /// Sends chunks of this many bytes. Their boundaries may lie within a character.
     pub(crate) fn split_every(mut self, size: usize) -> Self {
-        self.split = Some(size);
+        self.chunk_size = Some(size);
         self
     }
 
+    /// Applies the line ends, the chunk size and the interval, and returns the resulting steps.
     pub(super) fn steps(self) -> Vec<Step> {
         let mut steps = Vec::new();
         for step in self.steps {
@@ -241,19 +243,19 @@ impl Script {
                 steps.push(step);
                 continue;
             };
-            if self.crlf {
+            if self.has_crlf_line_ends {
                 let text = String::from_utf8_lossy(&bytes).replace('\n', "\r\n");
                 bytes = text.into();
             }
-            if let (Some(pace), false) = (self.pace, steps.is_empty()) {
-                steps.push(Step::Wait(pace));
+            if let (Some(interval), false) = (self.chunk_interval, steps.is_empty()) {
+                steps.push(Step::Wait(interval));
             }
-            let size = self.split.unwrap_or(bytes.len()).max(1);
+            let size = self.chunk_size.unwrap_or(bytes.len()).max(1);
             while !bytes.is_empty() {
                 let piece = bytes.split_to(size.min(bytes.len()));
                 steps.push(Step::Bytes(piece));
-                if self.split.is_some() {
-                    // Without a pause the chunks would be sent together.
+                if self.chunk_size.is_some() {
+                    // Without a pause, several chunks would be sent together.
                     steps.push(Step::Wait(Duration::from_micros(200)));
                 }
             }
