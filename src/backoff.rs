@@ -1,7 +1,7 @@
 //! Exponential backoff: computes how long to wait before an operation is tried again.
 //!
-//! Each delay is twice the one before, up to a cap. Jitter spreads clients that failed at the same
-//! moment, so that they don't return at the same moment either.
+//! Each delay is twice the previous delay, up to a cap. Jitter spreads clients that failed at the
+//! same moment, so that they don't return at the same moment either.
 
 use std::time::Duration;
 
@@ -54,8 +54,9 @@ impl Backoff {
         delay
     }
 
-    /// Like [`Backoff::next_delay`], but with a minimum if the server has asked for one. Then the
-    /// delay is the minimum plus at most the first delay, so that jitter still spreads the clients.
+    /// Like [`Backoff::next_delay`], but with a minimum delay if the server has asked for that.
+    /// Then the delay is the minimum plus at most the first delay, so that jitter still spreads the
+    /// clients.
     pub fn next_delay_after(&mut self, minimum: Option<Duration>) -> Duration {
         let delay = self.next_delay();
         minimum.map_or(delay, |minimum| minimum + delay.min(self.first))

@@ -1,4 +1,5 @@
-//! The health of a process: which dependencies are unavailable, and whether it drains.
+//! Tracks the health of a process: which dependencies are unavailable, and whether the process
+//! drains. `app` and the roles report it, and `/health/ready` reads it.
 
 use std::collections::BTreeMap;
 use std::fmt;

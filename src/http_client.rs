@@ -1,5 +1,5 @@
-//! Configures every HTTP client of chatmesh alike: those for the model's API, the key set of
-//! tokens, the trace collector, and other chatmesh processes.
+//! Configures every HTTP client of chatmesh alike. The servers are the model's API, a key set's
+//! URL, the trace collector, and other chatmesh processes.
 
 use reqwest::{Client, ClientBuilder, redirect};
 use url::{Host, Url};

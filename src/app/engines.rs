@@ -33,7 +33,7 @@ pub(super) struct Engines {
     is_embedded: bool,
 }
 
-/// A setting is well-formed, but the library that uses it refuses it.
+/// A setting is well-formed, but the library that uses the setting refuses its value.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct UnusableSetting(pub(super) String);

@@ -66,7 +66,7 @@ pub(crate) fn validate_engines(config: &Config) -> Result<(), UnusableSetting> {
     engines::validate(config)
 }
 
-/// Creates the verifier of signed tokens; `None` if this role verifies none.
+/// Creates the verifier of signed tokens; `None` if this process verifies no signed tokens.
 pub(crate) fn token_verifier(config: &Config) -> Result<Option<JwtVerifier>, UnusableSetting> {
     if !matches!(config.role(), Role::Gateway | Role::AllInOne) {
         return Ok(None);
@@ -319,7 +319,7 @@ impl App {
 
     /// Runs the three roles on the embedded engines. Gateway and worker drain first, so that no new
     /// messages and answers are created; the relay drains last, to deliver the remaining answers.
-    /// Answers that it has not delivered by then are delivered after the next start.
+    /// Answers that the relay has not delivered by then are delivered after the next start.
     async fn run_all_in_one(&self, listener: TcpListener) -> anyhow::Result<()> {
         let relay_drain = CancellationToken::new();
         let relay = self.run_relay(relay_drain.clone());
@@ -343,8 +343,8 @@ async fn run_as_task<T: Send + 'static>(work: impl Future<Output = T> + Send + '
         Ok(output) => output,
         Err(error) => match error.try_into_panic() {
             Ok(panic) => std::panic::resume_unwind(panic),
-            // The task is cancelled only when the runtime shuts down, which drops this future too.
-            // So waiting forever is right.
+            // The task was cancelled, which happens only when the runtime shuts down. The runtime
+            // then drops this future too, so it waits for that.
             Err(_) => std::future::pending().await,
         },
     }
@@ -377,7 +377,7 @@ fn listen_error(address: SocketAddr, error: &std::io::Error) -> anyhow::Error {
     anyhow::anyhow!("can't listen on {address}: {error}; {advice}")
 }
 
-/// The address at which this machine reaches a process that listens on `address`.
+/// Returns the address at which this machine reaches a process that listens on `address`.
 pub(crate) fn reachable_address(address: SocketAddr) -> SocketAddr {
     let ip = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),

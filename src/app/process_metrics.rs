@@ -1,5 +1,5 @@
-//! Metrics of the process itself: version, resources, and whether its dependencies respond. The
-//! `process_*` metrics have the names of Prometheus' client libraries.
+//! Records metrics of the process itself: version, resources, and whether its dependencies respond.
+//! The `process_*` metrics have the names of Prometheus' client libraries.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

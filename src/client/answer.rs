@@ -1,4 +1,5 @@
-//! The answer to one question, as a stream of events.
+//! The answer to one question, as a stream of events. [`Client::ask`](super::Client::ask) returns
+//! it.
 
 use tokio::sync::mpsc;
 

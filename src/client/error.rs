@@ -39,7 +39,7 @@ pub enum ClientError {
     /// The server's response is none that this version of chatmesh sends.
     #[error("{0}")]
     UnexpectedResponse(String),
-    /// The client was closed, or the server has rejected it for good.
+    /// The client was closed, or the server has rejected the client for good.
     #[error("the connection is closed: {0}")]
     Closed(String),
 }

@@ -19,14 +19,15 @@ pub enum State {
     Connected,
     /// The connection was lost for this reason, and the client is connecting again.
     Reconnecting(String),
-    /// The client has ended for this reason, and with it all pending questions.
+    /// The client has ended for this reason. All pending questions have ended too.
     Closed(String),
 }
 
 /// An event of one question.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
-    /// The log has acknowledged the message: it gets exactly one outcome, even if processes fail.
+    /// The log has acknowledged the message, so the message gets exactly one outcome, even if
+    /// processes fail.
     Accepted(MessageId),
     /// Text to append to the answer.
     Delta(String),
@@ -59,7 +60,7 @@ pub enum Outcome {
         /// The answer's text when it was cancelled, if the server sent that text.
         content: Option<String>,
     },
-    /// The server rejected the message, or it failed.
+    /// The server rejected the message, or the message could not be answered.
     Failed {
         /// Machine-readable reason.
         code: Option<ErrorCode>,

@@ -1,10 +1,10 @@
 //! A client of `chatmesh.v1` (protocol.md section 1.2), for the terminal, for tests and for other
 //! tools.
 //!
-//! It follows the rules of the protocol for clients: it reconnects with exponential backoff and
-//! jitter, obeys close codes and `closing`, resumes from its last position, and resends messages
-//! that were not accepted, with the same `id`. So every question has exactly one outcome, even if
-//! connections fail.
+//! [`Client`] follows the rules of the protocol for clients: it reconnects with exponential backoff
+//! and jitter, obeys close codes and `closing`, resumes from its last position, and resends
+//! messages that were not accepted, with the same `id`. So every question has exactly one outcome,
+//! even if connections fail.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), chatmesh::client::ClientError> {

@@ -107,7 +107,7 @@ impl Options {
     }
 
     /// Sets how long a question may wait, while there is no connection or the server cannot accept
-    /// it, before its outcome is unknown. The default is one minute.
+    /// it, before its outcome counts as unknown. The default is one minute.
     #[must_use]
     pub fn retry_timeout(mut self, retry_timeout: Duration) -> Self {
         self.retry_timeout = retry_timeout;

@@ -18,7 +18,7 @@ pub(super) fn retry_backoff() -> Backoff {
 /// What a close code asks the client to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum RetryHint {
-    /// Connect again, after at least this delay if there is one.
+    /// Connect again, after at least this delay if there is a delay.
     Reconnect(Option<Duration>),
     /// Connect again with another token.
     NewToken,

@@ -1,4 +1,4 @@
-//! HTTP requests to the server, and the user's token.
+//! Sends HTTP requests to the server, and obtains and keeps the user's token.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use crate::protocol::wire::http::{ErrorBody, IssuedToken};
 /// read its body.
 const STEP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The token for servers that issue none, because they accept every token (`AUTH_MODE=open`).
+/// The token for servers that issue no tokens, because they accept every token (`AUTH_MODE=open`).
 const PLACEHOLDER_TOKEN: &str = "anonymous";
 
 /// Sends requests to the server, and obtains the user's token.

@@ -441,6 +441,7 @@ impl Session {
             }
             Event::Delta(frame.content)
         } else if question.next_delta.is_some() {
+            // Index 0 begins the text again, so this delta replaces the text so far.
             Event::Snapshot(frame.content)
         } else {
             Event::Delta(frame.content)
@@ -452,8 +453,8 @@ impl Session {
     fn handle_error(&mut self, frame: ErrorFrame) {
         let retry_after = frame.retry_after_ms.map(Duration::from_millis);
         let retry_timeout = self.server.options.retry_timeout;
-        // The server could not accept the message in time, so its state is unknown. Sending the
-        // same `id` again is safe.
+        // The server could not accept the message in time, so it is unknown whether the log has the
+        // message. Sending the same `id` again is safe.
         if frame.message_id.is_none()
             && frame.code == Some(ErrorCode::Unavailable)
             && let Some(question) = self.question_mut(frame.id.as_ref())

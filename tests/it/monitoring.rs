@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use chatmesh::telemetry::metrics::{Kind, Metric};
+use chatmesh::telemetry::metrics::{Metric, MetricKind};
 use reqwest::Method;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -29,7 +29,7 @@ pub(crate) fn declared_metrics() -> Vec<&'static Metric> {
 
 /// The name under which a metric is stored: a histogram is several series.
 fn stored_name(metric: &Metric) -> String {
-    let suffix = if metric.kind == Kind::Histogram {
+    let suffix = if metric.kind == MetricKind::Histogram {
         "_count"
     } else {
         ""
@@ -43,7 +43,7 @@ fn metric_of<'a>(name: &str, metrics: &[&'a Metric]) -> Option<&'a Metric> {
         .iter()
         .find_map(|suffix| name.strip_suffix(suffix));
     metrics.iter().copied().find(|metric| match metric.kind {
-        Kind::Histogram => Some(metric.name) == base,
+        MetricKind::Histogram => Some(metric.name) == base,
         _ => metric.name == name,
     })
 }

@@ -1,5 +1,5 @@
-//! Keeps the keys of a key set up to date, which is a file or the response of a URL and may change
-//! while the gateway runs. [`jwt`](super::jwt) looks up the keys of each token here.
+//! Keeps the keys of a key set up to date. A key set is a file or the response of a URL, and may
+//! change while the gateway runs. [`jwt`](super::jwt) looks up the keys of each token here.
 //!
 //! A key is valid while the set lists it, so a lookup fetches the set again once its keys are older
 //! than [`MAX_KEYS_AGE`]. A lookup of an unknown key fetches the set at once, but at most once in
@@ -40,7 +40,7 @@ const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 /// Maximum size in bytes of a key set behind a URL.
 const MAX_SET_BYTES: usize = 1 << 20;
 
-/// Maximum number of usable keys of a set. Keys listed after them are ignored.
+/// Maximum number of usable keys of a set. The set's keys above the maximum are ignored.
 const MAX_KEYS: usize = 100;
 
 /// The place from which a key set is read.

@@ -1,8 +1,8 @@
 //! Verifies and issues signed tokens: JSON Web Tokens (RFC 7519).
 //!
 //! The key determines the algorithm, never the token: each key verifies one algorithm, which
-//! follows from the key's type. So a token with `alg: none`, or one that is signed with a public
-//! key as its HMAC secret, is never accepted.
+//! follows from the key's type. So a token with `alg: none`, or a token that is signed with a
+//! public key as its HMAC secret, is never accepted.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -20,7 +20,7 @@ use crate::protocol::ids::UserId;
 /// Tolerated difference between the clocks of the issuer and of this process.
 pub(crate) const CLOCK_SKEW: Duration = Duration::from_secs(30);
 
-/// Maximum size of a token in bytes. A larger one is not decoded.
+/// Maximum size of a token in bytes. A larger token is refused without being decoded.
 const MAX_TOKEN_BYTES: usize = 8 << 10;
 
 /// Lifetime that is assumed for a token whose `exp` is beyond the range of [`SystemTime`].
@@ -87,8 +87,8 @@ impl JwtVerifier {
         }
     }
 
-    /// Reads a key set from its file or URL once more, and returns the number of its usable keys. 1
-    /// if a single key is configured.
+    /// Reads a key set from its file or URL once more, and returns the number of its usable keys.
+    /// Returns 1 if a single key is configured.
     ///
     /// # Errors
     /// The key set can't be read or has no usable key; the text says why.
@@ -102,7 +102,7 @@ impl JwtVerifier {
     /// Verifies that `token` is valid and belongs to `user`.
     ///
     /// # Errors
-    /// Why the token is not accepted.
+    /// The token is not accepted; the error says why.
     pub async fn verify(&self, token: &str, user: &UserId) -> Result<VerifiedToken, TokenError> {
         const MALFORMED: TokenError =
             TokenError::Invalid("`token` is not a token that is accepted here");
@@ -110,7 +110,7 @@ impl JwtVerifier {
             return Err(MALFORMED);
         }
         let header = decode_header(token).map_err(|_| MALFORMED)?;
-        // No extension is implemented, so a token that declares one critical must be refused.
+        // No extension is implemented, so a token with a critical extension must be refused.
         if header.crit.is_some_and(|crit| !crit.is_empty()) {
             return Err(MALFORMED);
         }

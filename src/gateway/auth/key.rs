@@ -17,10 +17,10 @@ pub enum KeyError {
         /// The operating system's error.
         error: std::io::Error,
     },
-    /// The file holds no usable public key. The field is its path.
+    /// The file holds no usable public key. The field is the file's path.
     #[error("{0} holds no public key of RSA, P-256 or Ed25519 in PEM")]
     NoKey(String),
-    /// The file is not a key set. The field is its path.
+    /// The file is not a key set. The field is the file's path.
     #[error("{0} is no JSON Web Key Set")]
     NotAKeySet(String),
     /// No key of the set can verify tokens. The fields are the path and the reason.
@@ -61,8 +61,8 @@ impl Key {
         rsa.or_else(|_| ec()).or_else(|_| ed()).ok()
     }
 
-    /// Converts a key of a key set. `None` if it is a secret, not meant for signatures, or of an
-    /// algorithm that is not supported.
+    /// Converts a key of a key set. `None` if the key is a secret, is not meant for signatures, or
+    /// has an algorithm that is not supported.
     pub(super) fn from_jwk(jwk: &Jwk) -> Option<Self> {
         let (algorithm, jwk_algorithm) = match &jwk.algorithm {
             AlgorithmParameters::RSA(_) => (Algorithm::RS256, KeyAlgorithm::RS256),

@@ -1,6 +1,7 @@
-//! Authentication (protocol.md section 5): whether a token admits its bearer as a user.
+//! Authentication (protocol.md section 5): decides whether a token admits its bearer as a user. The
+//! WebSocket handshake and the HTTP routes call it.
 //!
-//! - [`token`] finds the token of a request, creates random ones and compares secrets.
+//! - [`token`] finds the token of a request, creates random tokens and compares secrets.
 //! - [`check`] decides by `AUTH_MODE` whether a token is valid, and returns a
 //!   [`Grant`](super::session::Grant).
 //! - [`jwt`] verifies and issues signed tokens; [`jwks`] keeps a key set up to date; [`key`] reads

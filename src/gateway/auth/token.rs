@@ -29,8 +29,8 @@ pub(in crate::gateway) fn bearer_token(headers: &HeaderMap) -> Option<&str> {
         .filter(|token| !token.is_empty())
 }
 
-/// Returns the token of an upgrade request, from the first of these that has one: the query
-/// parameter `token`, as the original server reads it; the header `Authorization`; an entry
+/// Returns the token of an upgrade request, from the first of three places that has a token: the
+/// query parameter `token`, as the original server reads it; the header `Authorization`; an entry
 /// `bearer.TOKEN` of the offered subprotocols, because scripts in a browser can't set headers on a
 /// WebSocket.
 pub(in crate::gateway) fn token_from_request<'a>(

@@ -1,5 +1,5 @@
-//! A user's own conversations over HTTP (protocol.md section 4): list them, read one in pages,
-//! forget one or all.
+//! Serves a user's own conversations over HTTP (protocol.md section 4): lists the conversations,
+//! reads a conversation in pages, and forgets a conversation or all.
 
 use std::borrow::Cow;
 
@@ -26,21 +26,21 @@ const MAX_PAGE_ENTRIES: usize = 200;
 /// long.
 const MAX_TURNS_PER_CALL: usize = 16;
 
-/// Size of a page's questions and answers in bytes from which no further turns are added. The last
-/// call to the fan-out may raise the size of the page above it.
+/// Size of a page's questions and answers, in bytes, from which on no turns are added. The last
+/// call to the fan-out may raise the size of the page above this size.
 const FULL_PAGE_BYTES: usize = 1 << 20;
 
-/// The methods that all routes below `/conversations` have together, for
-/// `Access-Control-Allow-Methods`. `/conversations` itself serves all of them.
+/// The methods that `/conversations` serves. Preflights announce them for every path below
+/// `/conversations` too, although not each of these paths serves every method.
 const METHODS: &str = "GET, DELETE, OPTIONS";
 
 /// The resource that a path below `/conversations` names.
 enum Resource {
-    /// `/conversations`
+    /// The path `/conversations`.
     AllConversations,
-    /// `/conversations/{id}`
+    /// A path `/conversations/{id}`.
     Conversation(ConversationId),
-    /// `/conversations/{id}/messages`
+    /// A path `/conversations/{id}/messages`.
     Messages(ConversationId),
 }
 
@@ -93,8 +93,8 @@ fn parse_resource(path: &str) -> Result<Resource, HttpError> {
     }
 }
 
-/// Decodes one segment of a path. `None` if an escape is malformed or the result is not UTF-8. In
-/// contrast to form decoding, `+` stays a plus sign.
+/// Decodes one segment of a path. `None` if a percent escape is malformed or the result is not
+/// UTF-8. In contrast to form decoding, `+` stays a plus sign.
 fn percent_decoded(segment: &str) -> Option<Cow<'_, str>> {
     if !segment.contains('%') {
         return Some(segment.into());

@@ -64,7 +64,7 @@ const CLIENT_PATH: &str = "/chatmesh.js";
 const CROSS_ORIGIN_OPENER_POLICY: HeaderName =
     HeaderName::from_static("cross-origin-opener-policy");
 
-/// A file of the chat page, with what its response needs.
+/// A file of the chat page, with the values of its response's headers.
 #[derive(Debug)]
 pub(super) struct PageFile {
     content_type: &'static str,

@@ -1,4 +1,5 @@
-//! The responses of the gateway's own routes, and the error that every route can return.
+//! Creates the responses of the gateway's own routes, and defines the error that every route can
+//! return.
 
 use std::borrow::Cow;
 
@@ -99,14 +100,14 @@ pub(in crate::gateway) fn json_response(
     response
 }
 
-/// A response without a body.
+/// Creates a 204, a response without a body.
 pub(super) fn no_content() -> HttpResponse {
     let mut response = Response::new(Full::new(Bytes::new()));
     *response.status_mut() = StatusCode::NO_CONTENT;
     response
 }
 
-/// Forbids caches to store a response that holds a user's data or a token.
+/// Forbids caches to store `response`, which holds a user's data or a token.
 pub(super) fn forbid_caching(response: &mut HttpResponse) {
     let no_store = HeaderValue::from_static("no-store");
     response.headers_mut().insert(CACHE_CONTROL, no_store);

@@ -20,10 +20,11 @@ use crate::gateway::handshake::{self, Upgrade};
 type Handler =
     for<'a> fn(&'a Arc<Gateway>, &'a mut Head) -> BoxFuture<'a, Result<HttpResponse, HttpError>>;
 
-/// The paths of a route.
+/// The paths that a route matches.
 enum Paths {
+    /// This path only.
     Exact(&'static str),
-    /// The path and everything below it.
+    /// This path and every path below it.
     Subtree(&'static str),
 }
 

@@ -21,9 +21,9 @@ use crate::gateway::limits::{PeerAddress, limit_key};
 /// Maximum size of the head of a request, in bytes.
 const MAX_HEAD_BYTES: usize = 16 << 10;
 
-/// Maximum time that an HTTP connection lasts during the drain: counted from the beginning of the
-/// drain, or from its acceptance if the connection is accepted later. Short, because a connection
-/// on which the client sends no request would otherwise delay the end of the drain.
+/// Time after which an HTTP connection is closed during the drain. It counts from the beginning of
+/// the drain, or from the acceptance of a connection that is accepted later. Short, because a
+/// connection on which the client sends no request would otherwise delay the end of the drain.
 const DRAIN_GRACE: Duration = Duration::from_secs(3);
 
 /// Maximum number of connections that are served at the same time during the drain.

@@ -131,7 +131,8 @@ impl HttpConnections {
         }
     }
 
-    /// Evicts an idle connection, if there is one, because the process is out of descriptors.
+    /// Evicts the connection that has been idle for longest, if a connection can be evicted,
+    /// because the process is out of file descriptors.
     pub(super) fn evict_oldest_idle(&self) {
         // If no connection can be evicted, there is nothing else to free, so the result is ignored.
         let _ = self.table().evict_oldest_idle(None);
@@ -170,7 +171,8 @@ struct SlotState {
     has_received_request: bool,
 }
 
-/// The registration of one connection in [`HttpConnections`]. Dropping the slot removes it.
+/// The registration of one connection in [`HttpConnections`]. Dropping the slot removes the
+/// registration.
 pub(super) struct HttpSlot {
     connections: Arc<HttpConnections>,
     address: IpAddr,

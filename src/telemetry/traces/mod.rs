@@ -1,4 +1,4 @@
-//! Traces: spans that follow one message through all roles, exported over OTLP.
+//! Traces: records spans that follow one message through all roles, and exports them over OTLP.
 //!
 //! Without `OTEL_EXPORTER_OTLP_ENDPOINT`, a [`Span`] only propagates the incoming trace context and
 //! allocates nothing. Otherwise, a sampled span is recorded, and put into a bounded queue when it

@@ -1,4 +1,4 @@
-//! Spans: the steps of a message's path through a process.
+//! Begins and ends spans, which record the steps of a message's path through a process.
 
 use std::fmt;
 use std::str::FromStr;
