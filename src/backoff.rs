@@ -8,19 +8,20 @@ use std::time::Duration;
 /// Computes the delays between the attempts of one operation, and counts them.
 #[derive(Debug, Clone)]
 pub struct Backoff {
-    first: Duration,
-    cap: Duration,
+    first_delay: Duration,
+    max_delay: Duration,
     has_jitter: bool,
     /// Number of delays that [`Backoff::next_delay`] has returned since the last reset.
     retries: u32,
 }
 
 impl Backoff {
-    /// Creates a backoff without jitter, whose delays start at `first` and never exceed `cap`.
-    pub const fn new(first: Duration, cap: Duration) -> Self {
+    /// Creates a backoff without jitter, whose delays start at `first_delay` and never exceed
+    /// `max_delay`.
+    pub const fn new(first_delay: Duration, max_delay: Duration) -> Self {
         Self {
-            first,
-            cap,
+            first_delay,
+            max_delay,
             has_jitter: false,
             retries: 0,
         }
@@ -38,7 +39,7 @@ impl Backoff {
     /// without jitter.
     pub fn delay(&self, retry: u32, random: f64) -> Duration {
         let factor = 2_u32.saturating_pow(retry);
-        let delay = self.first.saturating_mul(factor).min(self.cap);
+        let delay = self.first_delay.saturating_mul(factor).min(self.max_delay);
         if self.has_jitter {
             delay.mul_f64(0.5 + 0.5 * random.clamp(0.0, 1.0))
         } else {
@@ -59,7 +60,7 @@ impl Backoff {
     /// clients.
     pub fn next_delay_after(&mut self, minimum: Option<Duration>) -> Duration {
         let delay = self.next_delay();
-        minimum.map_or(delay, |minimum| minimum + delay.min(self.first))
+        minimum.map_or(delay, |minimum| minimum + delay.min(self.first_delay))
     }
 
     /// Makes the next delay the first delay again, because the operation has succeeded.

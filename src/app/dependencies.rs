@@ -67,8 +67,8 @@ impl Dependency {
 
     /// Checks this dependency until `stop` is cancelled, never twice at the same time.
     async fn watch(self, health: &Health, stop: &CancellationToken) {
-        let up = DEPENDENCY_UP.gauge(&[self.name]);
-        up.set(0.0);
+        let up_gauge = DEPENDENCY_UP.gauge(&[self.name]);
+        up_gauge.set(0.0);
         let mut unavailable_since = None;
         let mut ticks = tokio::time::interval(CHECK_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -92,7 +92,7 @@ impl Dependency {
                 }
                 _ => {}
             }
-            up.set(if result.is_ok() { 1.0 } else { 0.0 });
+            up_gauge.set(if result.is_ok() { 1.0 } else { 0.0 });
             health.set(name, result);
         }
     }
@@ -104,10 +104,10 @@ pub(super) async fn watch(
     health: Arc<Health>,
     stop: CancellationToken,
 ) {
-    let watched = dependencies
+    let watches = dependencies
         .into_iter()
         .map(|dependency| dependency.watch(&health, &stop));
-    join_all(watched).await;
+    join_all(watches).await;
 }
 
 #[cfg(test)]

@@ -50,7 +50,7 @@ pub(super) fn validate(config: &Config) -> Result<(), UnusableSetting> {
 
 impl Engines {
     /// The names of the engines in traces.
-    pub(super) fn systems(role: Role) -> MessagingSystems {
+    pub(super) fn messaging_systems(role: Role) -> MessagingSystems {
         let (log, fanout) = match role {
             Role::AllInOne => ("chatmesh", "chatmesh"),
             Role::Gateway | Role::AiWorker | Role::Relay => ("kafka", "redis"),

@@ -99,7 +99,7 @@ pub async fn run(role: Role, config: Config) -> anyhow::Result<()> {
     let process_metrics = ProcessMetrics::new(role);
     let exporter = exporter.with_collector(move || process_metrics.update());
     tokio::spawn(exporter.clone().run_upkeep(stop.clone()));
-    let trace_export = traces::start(&config.traces(), Engines::systems(role))?;
+    let trace_export = traces::start(&config.traces(), Engines::messaging_systems(role))?;
     for notice in config.notices() {
         tracing::warn!("{notice}");
     }

@@ -87,7 +87,7 @@ struct Queue {
 }
 
 #[derive(Debug, Default)]
-struct Shared {
+struct SharedQueue {
     queue: Mutex<Queue>,
     /// Notified when an event was pushed or the writer was dropped.
     changed: Notify,
@@ -95,16 +95,16 @@ struct Shared {
 
 /// The writing end of a question's events.
 #[derive(Debug)]
-pub(super) struct EventWriter(Arc<Shared>);
+pub(super) struct EventWriter(Arc<SharedQueue>);
 
 /// The reading end of a question's events.
 #[derive(Debug)]
-pub(super) struct EventReader(Arc<Shared>);
+pub(super) struct EventReader(Arc<SharedQueue>);
 
 /// Creates the queue of a question's events. The queue merges unread text: it holds the answer's
 /// text at most once, and once more in the outcome, so a slow reader needs no backpressure.
 pub(super) fn event_queue() -> (EventWriter, EventReader) {
-    let shared = Arc::new(Shared::default());
+    let shared = Arc::new(SharedQueue::default());
     (EventWriter(shared.clone()), EventReader(shared))
 }
 

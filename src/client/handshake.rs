@@ -10,7 +10,7 @@ use reqwest::header::{
 use reqwest::{Method, StatusCode, Upgraded};
 use secrecy::ExposeSecret as _;
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::Message as Wire;
+use tokio_tungstenite::tungstenite::Message as WsMessage;
 use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::Role;
@@ -54,10 +54,10 @@ async fn try_open(
     since: Option<&str>,
 ) -> Result<(Socket, Welcome), ClientError> {
     let mut socket = upgrade(server, since).await?;
-    let first = tokio::time::timeout(WELCOME_TIMEOUT, async {
+    let first_frame = tokio::time::timeout(WELCOME_TIMEOUT, async {
         loop {
             match socket.next().await {
-                Some(Ok(Wire::Ping(_) | Wire::Pong(_))) => {}
+                Some(Ok(WsMessage::Ping(_) | WsMessage::Pong(_))) => {}
                 other => return other,
             }
         }
@@ -66,13 +66,13 @@ async fn try_open(
         server: server.address(),
         reason: reason.to_owned(),
     };
-    match first.await {
+    match first_frame.await {
         Err(_) => Err(unreachable("it sends no welcome")),
-        Ok(Some(Ok(Wire::Text(text)))) => match serde_json::from_str(&text) {
+        Ok(Some(Ok(WsMessage::Text(text)))) => match serde_json::from_str(&text) {
             Ok(ServerToClient::Welcome(welcome)) => Ok((socket, welcome)),
             _ => Err(server.unexpected("sends no welcome as chatmesh.v1 does")),
         },
-        Ok(Some(Ok(Wire::Close(frame)))) => {
+        Ok(Some(Ok(WsMessage::Close(frame)))) => {
             let code = frame.map(|frame| u16::from(frame.code));
             Err(match (retry_hint(code), code) {
                 (RetryHint::NewToken, _) => ClientError::Unauthorized("it was rejected".into()),
@@ -94,7 +94,7 @@ async fn try_open(
 
 async fn upgrade(server: &ServerApi, since: Option<&str>) -> Result<Socket, ClientError> {
     let token = server.token().await?;
-    let key = generate_key();
+    let websocket_key = generate_key();
     let mut url = server.url(&["ws"]);
     if let Some(since) = since {
         url.query_pairs_mut().append_pair("since", since);
@@ -104,7 +104,7 @@ async fn upgrade(server: &ServerApi, since: Option<&str>) -> Result<Socket, Clie
         .header(CONNECTION, "Upgrade")
         .header(UPGRADE, "websocket")
         .header(SEC_WEBSOCKET_VERSION, "13")
-        .header(SEC_WEBSOCKET_KEY, &key);
+        .header(SEC_WEBSOCKET_KEY, &websocket_key);
     // Proxies log URLs, so the token is never in the URL. If its characters allow that, it is sent
     // as browsers send it: as an entry of the subprotocol header.
     let token = token.expose_secret();
@@ -136,9 +136,9 @@ async fn upgrade(server: &ServerApi, since: Option<&str>) -> Result<Socket, Clie
     }
     let headers = response.headers();
     let accept_key = headers.get(SEC_WEBSOCKET_ACCEPT);
-    if accept_key
-        .is_none_or(|value| value.as_bytes() != derive_accept_key(key.as_bytes()).as_bytes())
-    {
+    if accept_key.is_none_or(|value| {
+        value.as_bytes() != derive_accept_key(websocket_key.as_bytes()).as_bytes()
+    }) {
         return Err(server.unexpected("does not speak WebSocket"));
     }
     let subprotocol = headers.get(SEC_WEBSOCKET_PROTOCOL);

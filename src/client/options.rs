@@ -57,31 +57,31 @@ impl Options {
     pub fn new(server: &str, user: &str) -> Result<Self, ClientError> {
         let invalid = || {
             // The query may contain a token.
-            let shown = server.split('?').next().unwrap_or_default();
-            ClientError::InvalidAddress(shown.to_owned())
+            let without_query = server.split('?').next().unwrap_or_default();
+            ClientError::InvalidAddress(without_query.to_owned())
         };
-        let text = if server.contains("://") {
+        let address = if server.contains("://") {
             server.to_owned()
         } else {
             format!("http://{server}")
         };
-        let mut text = text.as_str();
-        let scheme = match text.split_once("://") {
-            Some((scheme @ ("http" | "https"), rest)) => {
-                text = rest;
+        let mut address = address.as_str();
+        let scheme = match address.split_once("://") {
+            Some((scheme @ ("http" | "https"), authority_and_path)) => {
+                address = authority_and_path;
                 scheme
             }
-            Some(("ws", rest)) => {
-                text = rest;
+            Some(("ws", authority_and_path)) => {
+                address = authority_and_path;
                 "http"
             }
-            Some(("wss", rest)) => {
-                text = rest;
+            Some(("wss", authority_and_path)) => {
+                address = authority_and_path;
                 "https"
             }
             _ => return Err(invalid()),
         };
-        let mut server = Url::parse(&format!("{scheme}://{text}")).map_err(|_| invalid())?;
+        let mut server = Url::parse(&format!("{scheme}://{address}")).map_err(|_| invalid())?;
         let token = server.query_pairs().find(|(name, _)| name == "token");
         let token = token.map_or(Token::Server(None), |(_, token)| {
             Token::Fixed(token.into_owned().into())

@@ -106,7 +106,7 @@ impl ServerApi {
         let token = match &self.options.token {
             Token::Fixed(token) => token.clone(),
             Token::Callback(fetch) => fetch().await.map_err(ClientError::Unauthorized)?,
-            Token::Server(key) => self.fetch_token(key.as_ref()).await?,
+            Token::Server(admin_key) => self.fetch_token(admin_key.as_ref()).await?,
         };
         *self.token.lock() = Some(token.clone());
         Ok(token)
@@ -126,9 +126,12 @@ impl ServerApi {
             && self.token.lock().as_ref().is_some_and(is_placeholder)
     }
 
-    async fn fetch_token(&self, key: Option<&SecretString>) -> Result<SecretString, ClientError> {
+    async fn fetch_token(
+        &self,
+        admin_key: Option<&SecretString>,
+    ) -> Result<SecretString, ClientError> {
         let mut request = self.request(Method::POST, self.url(&["token"]));
-        if let Some(key) = key {
+        if let Some(key) = admin_key {
             request = request.bearer_auth(key.expose_secret());
         }
         let response = self.send(request).await?;
@@ -140,7 +143,9 @@ impl ServerApi {
             // The route is disabled, or needs an admin key that the client does not have. The
             // placeholder works if the server accepts every token.
             StatusCode::NOT_FOUND => Ok(SecretString::from(PLACEHOLDER_TOKEN)),
-            StatusCode::UNAUTHORIZED if key.is_none() => Ok(SecretString::from(PLACEHOLDER_TOKEN)),
+            StatusCode::UNAUTHORIZED if admin_key.is_none() => {
+                Ok(SecretString::from(PLACEHOLDER_TOKEN))
+            }
             _ => Err(self.error_from(response).await),
         }
     }

@@ -10,7 +10,7 @@ use futures_util::{SinkExt as _, StreamExt as _};
 use tokio::io::AsyncWriteExt as _;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
-use tokio_tungstenite::tungstenite::Message as Wire;
+use tokio_tungstenite::tungstenite::Message as WsMessage;
 
 use super::command::Command;
 use super::error::ClientError;
@@ -109,13 +109,13 @@ impl Session {
             if connected_at.elapsed() >= STABLE_DURATION {
                 self.backoff.reset();
             }
-            let stopped = match disconnect {
+            let reconnected = match disconnect {
                 Disconnect::Stop(reason) => Err(reason),
                 Disconnect::Reconnect { min_delay, reason } => {
                     self.reconnect(min_delay, reason).await
                 }
             };
-            if let Err(reason) = stopped {
+            if let Err(reason) = reconnected {
                 for question in self.questions.drain(..) {
                     question.end(Outcome::Unknown {
                         reason: reason.clone(),
@@ -141,8 +141,8 @@ impl Session {
         loop {
             self.state.send_replace(State::Reconnecting(reason));
             let delay = self.backoff.next_delay_after(min_delay);
-            let delayed = self.handle_commands_during(tokio::time::sleep(delay)).await;
-            delayed.ok_or("it was closed")?;
+            let waited = self.handle_commands_during(tokio::time::sleep(delay)).await;
+            waited.ok_or("it was closed")?;
             let (server, since) = (self.server.clone(), self.position.clone());
             let opened = self.handle_commands_during(async move {
                 open_connection(&server, since.as_deref()).await
@@ -254,8 +254,8 @@ impl Session {
                 received = self.socket.next() => {
                     last_received = Instant::now();
                     match received {
-                        Some(Ok(Wire::Text(text))) => self.handle_frame(&text).await,
-                        Some(Ok(Wire::Close(frame))) => {
+                        Some(Ok(WsMessage::Text(text))) => self.handle_frame(&text).await,
+                        Some(Ok(WsMessage::Close(frame))) => {
                             Err(self.disconnect(frame.map(|frame| frame.code.into())))
                         }
                         Some(Ok(_)) => Ok(()),
@@ -314,11 +314,11 @@ impl Session {
         let Ok(text) = serde_json::to_string(&frame) else {
             return Ok(());
         };
-        match timeout(SEND_TIMEOUT, self.socket.send(Wire::text(text))).await {
+        match timeout(SEND_TIMEOUT, self.socket.send(WsMessage::text(text))).await {
             Ok(Ok(())) => Ok(()),
             // The server may have sent a close frame with the reason, which can still be read.
             Ok(Err(_)) => match timeout(CLOSE_FRAME_TIMEOUT, self.socket.next()).await {
-                Ok(Some(Ok(Wire::Close(frame)))) => {
+                Ok(Some(Ok(WsMessage::Close(frame)))) => {
                     Err(self.disconnect(frame.map(|frame| frame.code.into())))
                 }
                 _ => Err(self.disconnect(None)),
@@ -337,8 +337,8 @@ impl Session {
     /// Sets the position and the silence timeout from a `welcome`. Then resends the questions that
     /// the server may not have, and the cancels.
     async fn handle_welcome(&mut self, welcome: &Welcome) -> Result<(), Disconnect> {
-        let heartbeats = Duration::from_millis(welcome.heartbeat_ms.saturating_mul(2));
-        self.silence_timeout = heartbeats + SILENCE_GRACE;
+        let two_heartbeats = Duration::from_millis(welcome.heartbeat_ms.saturating_mul(2));
+        self.silence_timeout = two_heartbeats + SILENCE_GRACE;
         self.position = Some(welcome.position.clone());
         let mut frames = Vec::new();
         for question in &mut self.questions {

@@ -100,8 +100,8 @@ pub(crate) async fn verify(
             let revoked_at_ms = connect_redis(config)?.revoked_at(user).await;
             let revoked_at_ms = revoked_at_ms.with_context(|| redis_unavailable_text(config))?;
             // A token without the time of its issue counts as older than any revocation.
-            let issued_ms = verified.issued_ms.unwrap_or(i64::MIN);
-            if revoked_at_ms.is_some_and(|revoked_at_ms| issued_ms <= revoked_at_ms) {
+            let issued_at_ms = verified.issued_at_ms.unwrap_or(i64::MIN);
+            if revoked_at_ms.is_some_and(|revoked_at_ms| issued_at_ms <= revoked_at_ms) {
                 bail!("`token` has been revoked");
             }
             Ok(ValidToken {

@@ -105,7 +105,7 @@ async fn check_signed_token(
         }
     };
     // A token without `iat` could be of any age, so every revocation ends its grant.
-    let granted_at_ms = verified.issued_ms.unwrap_or(i64::MIN);
+    let granted_at_ms = verified.issued_at_ms.unwrap_or(i64::MIN);
     check_not_revoked(gateway, user, granted_at_ms).await?;
     let expires_in = verified.expires_at.duration_since(SystemTime::now());
     Ok(expiring_grant(

@@ -53,11 +53,11 @@ enum Source {
 #[derive(Default)]
 struct FetchState {
     /// Start of the last fetch, successful or not.
-    last_start: Option<Instant>,
+    last_fetch_at: Option<Instant>,
     /// End of the last successful fetch.
-    last_success: Option<Instant>,
+    last_success_at: Option<Instant>,
     /// Start of the last fetch that an unknown key caused.
-    last_unknown_key_start: Option<Instant>,
+    last_unknown_key_fetch_at: Option<Instant>,
     /// The channel of the last fetch. It closes when that fetch has ended.
     in_progress: Option<watch::Receiver<()>>,
 }
@@ -70,7 +70,7 @@ impl FetchState {
     }
 
     fn is_fresh(&self) -> bool {
-        self.last_success
+        self.last_success_at
             .is_some_and(|success| success.elapsed() < MAX_KEYS_AGE)
     }
 
@@ -80,23 +80,23 @@ impl FetchState {
         let has_passed = |moment: Option<Instant>, interval| {
             moment.is_none_or(|moment| moment.elapsed() >= interval)
         };
-        let retry_interval = if self.last_success.is_some() {
+        let retry_interval = if self.last_success_at.is_some() {
             UNKNOWN_KEY_INTERVAL
         } else {
             INITIAL_RETRY_INTERVAL
         };
-        if !self.is_fresh() && has_passed(self.last_start, retry_interval) {
-            self.last_start = Some(Instant::now());
+        if !self.is_fresh() && has_passed(self.last_fetch_at, retry_interval) {
+            self.last_fetch_at = Some(Instant::now());
             return true;
         }
         // Only the last fetch for an unknown key counts here: a key may have been added to the set
         // after a later fetch for another reason.
         if is_key_unknown
-            && self.last_success.is_some()
-            && has_passed(self.last_unknown_key_start, UNKNOWN_KEY_INTERVAL)
+            && self.last_success_at.is_some()
+            && has_passed(self.last_unknown_key_fetch_at, UNKNOWN_KEY_INTERVAL)
         {
-            self.last_start = Some(Instant::now());
-            self.last_unknown_key_start = self.last_start;
+            self.last_fetch_at = Some(Instant::now());
+            self.last_unknown_key_fetch_at = self.last_fetch_at;
             return true;
         }
         false
@@ -110,12 +110,12 @@ pub(super) struct Jwks(Arc<KeySet>);
 struct KeySet {
     source: Source,
     keys: ArcSwap<Vec<Arc<Key>>>,
-    fetches: Mutex<FetchState>,
+    fetch_state: Mutex<FetchState>,
 }
 
 /// The JSON of a key set (RFC 7517), with keys that are not parsed yet.
 #[derive(Deserialize)]
-struct JwkSet {
+struct KeySetJson {
     keys: Vec<serde_json::Value>,
 }
 
@@ -148,7 +148,7 @@ impl ParsedKeySet {
 
 /// Parses a key set. `None` if `json` is not a JSON Web Key Set.
 fn parse(json: &[u8]) -> Option<ParsedKeySet> {
-    let set: JwkSet = serde_json::from_slice(json).ok()?;
+    let set: KeySetJson = serde_json::from_slice(json).ok()?;
     let listed_count = set.keys.len();
     let is_secret = |key: &&serde_json::Value| key.get("kty").is_some_and(|kty| kty == "oct");
     let secret_count = set.keys.iter().filter(is_secret).count();
@@ -165,12 +165,12 @@ fn parse(json: &[u8]) -> Option<ParsedKeySet> {
 }
 
 impl Jwks {
-    fn new(source: Source, keys: Vec<Arc<Key>>, last_success: Option<Instant>) -> Self {
+    fn new(source: Source, keys: Vec<Arc<Key>>, last_success_at: Option<Instant>) -> Self {
         Self(Arc::new(KeySet {
             source,
             keys: ArcSwap::from_pointee(keys),
-            fetches: Mutex::new(FetchState {
-                last_success,
+            fetch_state: Mutex::new(FetchState {
+                last_success_at,
                 ..FetchState::default()
             }),
         }))
@@ -181,10 +181,10 @@ impl Jwks {
     /// # Errors
     /// The file can't be read, or no key in it is usable.
     pub(super) fn from_file(path: &Path) -> Result<Self, KeyError> {
-        let shown = || path.display().to_string();
-        let parsed = parse(&read_file(path)?).ok_or_else(|| KeyError::NotAKeySet(shown()))?;
+        let path_text = || path.display().to_string();
+        let parsed = parse(&read_file(path)?).ok_or_else(|| KeyError::NotAKeySet(path_text()))?;
         if let Some(problem) = parsed.problem() {
-            return Err(KeyError::NoUsableKey(shown(), problem));
+            return Err(KeyError::NoUsableKey(path_text(), problem));
         }
         let source = Source::File(path.to_owned());
         Ok(Self::new(source, parsed.keys, Some(Instant::now())))
@@ -209,12 +209,12 @@ impl Jwks {
     /// Starts the first fetch without waiting for it, so that a problem is logged before the first
     /// token arrives.
     pub(super) fn prefetch_keys(&self) {
-        let mut fetches = self.0.fetches();
-        if fetches.last_success.is_none()
-            && fetches.in_progress().is_none()
-            && fetches.try_begin_fetch(false)
+        let mut fetch_state = self.0.fetch_state();
+        if fetch_state.last_success_at.is_none()
+            && fetch_state.in_progress().is_none()
+            && fetch_state.try_begin_fetch(false)
         {
-            KeySet::spawn_fetch(&self.0, &mut fetches);
+            KeySet::spawn_fetch(&self.0, &mut fetch_state);
         }
     }
 
@@ -239,14 +239,14 @@ impl Jwks {
         kid: Option<&str>,
         algorithm: Algorithm,
     ) -> Result<Vec<Arc<Key>>, TokenError> {
-        let found = self.0.matching_keys(kid, algorithm);
+        let matching_keys = self.0.matching_keys(kid, algorithm);
         let fetch = {
-            let mut fetches = self.0.fetches();
-            match fetches.in_progress() {
+            let mut fetch_state = self.0.fetch_state();
+            match fetch_state.in_progress() {
                 // If no key matches, wait for the fetch in progress, which may add the key.
-                Some(in_progress) => found.is_empty().then_some(in_progress),
-                None if fetches.try_begin_fetch(found.is_empty()) => {
-                    Some(KeySet::spawn_fetch(&self.0, &mut fetches))
+                Some(in_progress) => matching_keys.is_empty().then_some(in_progress),
+                None if fetch_state.try_begin_fetch(matching_keys.is_empty()) => {
+                    Some(KeySet::spawn_fetch(&self.0, &mut fetch_state))
                 }
                 None => None,
             }
@@ -257,7 +257,7 @@ impl Jwks {
             // are looked up again.
             let _ = tokio::time::timeout(FETCH_TIMEOUT, fetch.changed()).await;
         }
-        if self.0.fetches().last_success.is_none() {
+        if self.0.fetch_state().last_success_at.is_none() {
             return Err(TokenError::KeysUnavailable);
         }
         Ok(self.0.matching_keys(kid, algorithm))
@@ -265,8 +265,8 @@ impl Jwks {
 }
 
 impl KeySet {
-    fn fetches(&self) -> parking_lot::MutexGuard<'_, FetchState> {
-        self.fetches.lock()
+    fn fetch_state(&self) -> parking_lot::MutexGuard<'_, FetchState> {
+        self.fetch_state.lock()
     }
 
     /// Returns the keys of the algorithm; if `kid` is given, only those that have this `kid`.
@@ -278,9 +278,9 @@ impl KeySet {
     }
 
     /// Fetches the set in a task of its own. The returned channel closes when the fetch has ended.
-    fn spawn_fetch(key_set: &Arc<Self>, fetches: &mut FetchState) -> watch::Receiver<()> {
+    fn spawn_fetch(key_set: &Arc<Self>, fetch_state: &mut FetchState) -> watch::Receiver<()> {
         let (ended, in_progress) = watch::channel(());
-        fetches.in_progress = Some(in_progress.clone());
+        fetch_state.in_progress = Some(in_progress.clone());
         let key_set = Arc::clone(key_set);
         tokio::spawn(async move {
             let _ended = ended;
@@ -296,7 +296,7 @@ impl KeySet {
                         tracing::info!(keys = parsed.keys.len(), "key set of JWT_JWKS read");
                     }
                     key_set.keys.store(Arc::new(parsed.keys));
-                    key_set.fetches().last_success = Some(Instant::now());
+                    key_set.fetch_state().last_success_at = Some(Instant::now());
                 }
                 Err(error) => {
                     tracing::warn!(

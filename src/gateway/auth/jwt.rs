@@ -33,7 +33,7 @@ pub struct VerifiedToken {
     pub expires_at: SystemTime,
     /// When the token was issued (`iat`), in milliseconds since the Unix epoch; `None` if the token
     /// does not say so.
-    pub issued_ms: Option<i64>,
+    pub issued_at_ms: Option<i64>,
 }
 
 #[derive(Deserialize)]
@@ -150,7 +150,7 @@ impl JwtVerifier {
             required.push("iss");
         }
         validation.set_required_spec_claims(&required);
-        let claims = match decode::<Claims>(token, &key.key, &validation) {
+        let claims = match decode::<Claims>(token, &key.decoding_key, &validation) {
             Ok(token) => token.claims,
             Err(error) => {
                 return Err(TokenError::Invalid(rejection_text(error.kind())));
@@ -173,7 +173,7 @@ impl JwtVerifier {
             expires_at: UNIX_EPOCH
                 .checked_add(since_epoch)
                 .unwrap_or(SystemTime::now() + MAX_TOKEN_LIFETIME),
-            issued_ms: claims.iat.map(|seconds| (seconds * 1000.0) as i64),
+            issued_at_ms: claims.iat.map(|seconds| (seconds * 1000.0) as i64),
         })
     }
 }

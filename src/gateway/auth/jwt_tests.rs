@@ -89,7 +89,7 @@ async fn token_is_valid_for_its_user_until_it_expires() {
         .duration_since(SystemTime::now())
         .unwrap();
     assert!(left > Duration::from_secs(80) && left <= Duration::from_secs(90));
-    assert!(verified.issued_ms.unwrap().abs_diff(now() * 1000) < 5_000);
+    assert!(verified.issued_at_ms.unwrap().abs_diff(now() * 1000) < 5_000);
     let verifier = JwtVerifier::new(&settings).unwrap();
     let bob = UserId::parse("bob").unwrap();
     assert_eq!(

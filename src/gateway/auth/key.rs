@@ -36,7 +36,7 @@ pub(super) struct Key {
     /// The `kid` by which a token's header selects this key; `None` if the key has no `kid`.
     pub(super) id: Option<String>,
     pub(super) algorithm: Algorithm,
-    pub(super) key: DecodingKey,
+    pub(super) decoding_key: DecodingKey,
 }
 
 impl Key {
@@ -44,16 +44,16 @@ impl Key {
         Self {
             id: None,
             algorithm: Algorithm::HS256,
-            key: DecodingKey::from_secret(secret.expose_secret().as_bytes()),
+            decoding_key: DecodingKey::from_secret(secret.expose_secret().as_bytes()),
         }
     }
 
     /// Reads a public key of RSA, P-256 or Ed25519. `None` if `pem` holds no such key.
     pub(super) fn from_pem(pem: &[u8]) -> Option<Self> {
-        let with_algorithm = |algorithm, key| Self {
+        let with_algorithm = |algorithm, decoding_key| Self {
             id: None,
             algorithm,
-            key,
+            decoding_key,
         };
         let rsa = DecodingKey::from_rsa_pem(pem).map(|key| with_algorithm(Algorithm::RS256, key));
         let ec = || DecodingKey::from_ec_pem(pem).map(|key| with_algorithm(Algorithm::ES256, key));
@@ -87,7 +87,7 @@ impl Key {
         Some(Self {
             id: common.key_id.clone(),
             algorithm,
-            key: DecodingKey::from_jwk(jwk).ok()?,
+            decoding_key: DecodingKey::from_jwk(jwk).ok()?,
         })
     }
 }

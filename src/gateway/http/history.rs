@@ -194,10 +194,10 @@ async fn read_page(
     let mut turns: Vec<Turn> = Vec::new();
     let mut page_bytes = 0;
     loop {
-        let requested = MAX_TURNS_PER_CALL.min(limit - turns.len());
+        let requested_turns = MAX_TURNS_PER_CALL.min(limit - turns.len());
         let batch = gateway
             .fanout
-            .history(user, conversation, before.as_ref(), requested)
+            .history(user, conversation, before.as_ref(), requested_turns)
             .await
             .map_err(|error| report_unavailable(gateway, "history", &error))?;
         let Some(batch) = batch else {
@@ -208,7 +208,7 @@ async fn read_page(
             let has_more = false;
             return Ok(Page { turns, has_more });
         };
-        let has_more = batch.len() == requested;
+        let has_more = batch.len() == requested_turns;
         let text_bytes =
             |turn: &Turn| turn.answer.len() + turn.question.as_ref().map_or(0, String::len);
         page_bytes += batch.iter().map(text_bytes).sum::<usize>();

@@ -52,7 +52,7 @@ const FILES: &[(&str, &str, &[u8])] = files! {
     SCRIPT "app/markdown/view.js";
 };
 
-const INDEX: &str = include_str!("../../../web/index.html");
+const INDEX_HTML: &str = include_str!("../../../web/index.html");
 
 /// The part of `index.html` that tells the page's script how to get a token. The gateway replaces
 /// `ask` by the value of [`token_source`].
@@ -97,7 +97,7 @@ impl Page {
     pub(in crate::gateway) fn new(settings: &GatewaySettings) -> Self {
         let source = token_source(settings);
         let field = format!(r#"name="chatmesh-token" content="{source}""#);
-        let index = INDEX.replacen(TOKEN_FIELD, &field, 1);
+        let index = INDEX_HTML.replacen(TOKEN_FIELD, &field, 1);
         let mut files: HashMap<_, _> = FILES
             .iter()
             .map(|(path, kind, bytes)| (*path, PageFile::new(kind, Bytes::from_static(bytes))))
@@ -202,7 +202,7 @@ mod tests {
 
     #[test]
     fn page_has_exactly_one_field_for_the_token_source() {
-        assert_eq!(INDEX.matches(TOKEN_FIELD).count(), 1);
+        assert_eq!(INDEX_HTML.matches(TOKEN_FIELD).count(), 1);
     }
 
     #[test]

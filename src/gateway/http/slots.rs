@@ -144,8 +144,9 @@ impl HttpConnections {
     pub(super) fn acquire(self: &Arc<Self>, address: IpAddr, is_proxy: bool) -> Option<HttpSlot> {
         let mut table = self.table();
         let count = table.per_address.get(&address).copied().unwrap_or(0);
-        let is_full = self.max_per_address > 0 && !is_proxy && count >= self.max_per_address;
-        if is_full && table.evict_oldest_idle(Some(address)).is_err() {
+        let is_address_full =
+            self.max_per_address > 0 && !is_proxy && count >= self.max_per_address;
+        if is_address_full && table.evict_oldest_idle(Some(address)).is_err() {
             return None;
         }
         table.total += 1;

@@ -22,7 +22,7 @@ use crate::config::settings::{TraceSampler, TraceSettings};
 pub struct TracesError(String);
 
 /// Returns the endpoint without credentials and query, for logs.
-pub(super) fn redacted(endpoint: &Url) -> String {
+pub(super) fn redacted_endpoint(endpoint: &Url) -> String {
     let mut endpoint = endpoint.clone();
     // The two calls fail for a URL that can't have credentials, which has none to remove.
     let _ = endpoint.set_username("");

@@ -70,14 +70,14 @@ pub fn start(
     };
     let resource = exporter::resource(settings);
     let exporter = exporter::build_exporter(settings, endpoint, &resource)?;
-    let (queue, spans) = queue::new();
+    let (queue, spans) = queue::create_queue();
     let tracer = exporter::build_tracer(settings, resource, queue);
     let stop = CancellationToken::new();
     let task = tokio::spawn(queue::run_export(spans, exporter, stop.clone()));
     // `set` fails only in tests, which start several exports in one process. All spans then go to
     // the first export.
     let _ = TRACER.set(TracerState { tracer, systems });
-    tracing::info!(endpoint = %exporter::redacted(endpoint), "exporting traces");
+    tracing::info!(endpoint = %exporter::redacted_endpoint(endpoint), "exporting traces");
     Ok(Some(TraceExport { task, stop }))
 }
 

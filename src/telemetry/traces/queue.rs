@@ -35,7 +35,7 @@ pub(super) struct SpanQueue {
 }
 
 /// Creates the queue: the processor that fills it, and the receiver from which spans are exported.
-pub(super) fn new() -> (SpanQueue, mpsc::Receiver<SpanData>) {
+pub(super) fn create_queue() -> (SpanQueue, mpsc::Receiver<SpanData>) {
     let (spans, queued) = mpsc::channel(QUEUE_CAPACITY);
     let dropped = DROPPED.counter(&[reason::QUEUE_FULL]);
     (SpanQueue { spans, dropped }, queued)
@@ -185,7 +185,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn queued_spans_are_exported_at_shutdown() {
-        let (queue, spans) = new();
+        let (queue, spans) = create_queue();
         let _provider = end_spans(queue, 3 * MAX_BATCH + 1);
         let collected = Collected::default();
         let stop = CancellationToken::new();
@@ -201,7 +201,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn hanging_collector_blocks_nothing_and_uses_bounded_memory() {
-        let (queue, spans) = new();
+        let (queue, spans) = create_queue();
         let stop = CancellationToken::new();
         let task = tokio::spawn(run_export(spans, Hanging, stop.clone()));
         let sender = queue.spans.clone();

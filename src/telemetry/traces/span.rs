@@ -36,7 +36,7 @@ pub struct Span {
     /// The trace context that children have as their parent; `None` if there is no trace.
     context: Option<TraceContext>,
     /// The span to export; `None` if the span is not recorded.
-    recorded: Option<Box<opentelemetry_sdk::trace::Span>>,
+    sdk_span: Option<Box<opentelemetry_sdk::trace::Span>>,
 }
 
 impl Span {
@@ -44,7 +44,7 @@ impl Span {
     pub fn unrecorded(context: Option<TraceContext>) -> Self {
         Self {
             context,
-            recorded: None,
+            sdk_span: None,
         }
     }
 
@@ -80,7 +80,7 @@ impl Span {
         name: fmt::Arguments<'_>,
         start: Option<SystemTime>,
     ) -> Self {
-        if self.recorded.is_none() {
+        if self.sdk_span.is_none() {
             return Self::unrecorded(self.context.clone());
         }
         begin_span(self.context.clone(), false, kind, name, start)
@@ -94,7 +94,7 @@ impl Span {
 
     /// Whether the span is recorded, and so exported when it ends.
     pub fn is_recorded(&self) -> bool {
-        self.recorded.is_some()
+        self.sdk_span.is_some()
     }
 
     /// Returns the trace id for log lines, or `None` if there is no trace.
@@ -104,7 +104,7 @@ impl Span {
     }
 
     fn set_attribute(&mut self, key: &'static str, value: impl FnOnce() -> Value) {
-        if let Some(span) = &mut self.recorded {
+        if let Some(span) = &mut self.sdk_span {
             span.set_attribute(KeyValue::new(key, value()));
         }
     }
@@ -137,14 +137,14 @@ impl Span {
 
     /// Adds an event at the current time.
     pub fn add_event(&mut self, name: &'static str) {
-        if let Some(span) = &mut self.recorded {
+        if let Some(span) = &mut self.sdk_span {
             span.add_event(name, Vec::new());
         }
     }
 
     /// Marks the span as failed. `reason` must come from a fixed set.
     pub fn fail(&mut self, reason: &'static str) {
-        if let Some(span) = &mut self.recorded {
+        if let Some(span) = &mut self.sdk_span {
             span.set_attribute(KeyValue::new("error.type", reason));
             span.set_status(Status::error(reason));
         }
@@ -152,7 +152,7 @@ impl Span {
 
     /// Ends the span at a time in the past.
     pub fn end_at(mut self, moment: SystemTime) {
-        if let Some(span) = &mut self.recorded {
+        if let Some(span) = &mut self.sdk_span {
             span.end_with_timestamp(moment);
         }
     }
@@ -188,7 +188,7 @@ fn begin_span(
     let context = from_sdk(span.span_context()).or(parent);
     Span {
         context,
-        recorded: span.is_recording().then(|| Box::new(span)),
+        sdk_span: span.is_recording().then(|| Box::new(span)),
     }
 }
 
