@@ -52,8 +52,10 @@ enum Keys {
 /// Verifies signed tokens with the configured keys.
 pub struct JwtVerifier {
     keys: Keys,
-    audience: Vec<String>,
-    issuer: Vec<String>,
+    /// The accepted values of `aud`; empty if `aud` is not checked.
+    accepted_audiences: Vec<String>,
+    /// The accepted values of `iss`; empty if `iss` is not checked.
+    accepted_issuers: Vec<String>,
 }
 
 impl JwtVerifier {
@@ -74,8 +76,8 @@ impl JwtVerifier {
         };
         Ok(Self {
             keys,
-            audience: settings.audience.clone(),
-            issuer: settings.issuer.clone(),
+            accepted_audiences: settings.audience.clone(),
+            accepted_issuers: settings.issuer.clone(),
         })
     }
 
@@ -139,14 +141,14 @@ impl JwtVerifier {
         validation.leeway = CLOCK_SKEW.as_secs();
         validation.validate_nbf = true;
         let mut required = vec!["exp", "sub"];
-        if self.audience.is_empty() {
+        if self.accepted_audiences.is_empty() {
             validation.validate_aud = false;
         } else {
-            validation.set_audience(&self.audience);
+            validation.set_audience(&self.accepted_audiences);
             required.push("aud");
         }
-        if !self.issuer.is_empty() {
-            validation.set_issuer(&self.issuer);
+        if !self.accepted_issuers.is_empty() {
+            validation.set_issuer(&self.accepted_issuers);
             required.push("iss");
         }
         validation.set_required_spec_claims(&required);

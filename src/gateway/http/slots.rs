@@ -47,13 +47,13 @@ enum EvictError {
 #[derive(Default)]
 struct ConnectionTable {
     /// Number of open connections, idle or not.
-    total: usize,
+    connection_count: usize,
     /// Number of open connections of each address.
-    per_address: HashMap<IpAddr, usize>,
-    /// The key in `idle` of the next connection that becomes idle.
+    count_per_address: HashMap<IpAddr, usize>,
+    /// The key in `idle_connections` of the next connection that becomes idle.
     next_idle_number: u64,
     /// Idle connections, numbered in the order in which they became idle.
-    idle: BTreeMap<u64, IdleConnection>,
+    idle_connections: BTreeMap<u64, IdleConnection>,
 }
 
 impl ConnectionTable {
@@ -61,7 +61,8 @@ impl ConnectionTable {
     /// all connections if `address` is `None`.
     fn evict_oldest_idle(&mut self, address: Option<IpAddr>) -> Result<(), EvictError> {
         let matches = |idle: &IdleConnection| address.is_none_or(|only| idle.address == only);
-        let Some((&number, oldest)) = self.idle.iter().find(|(_, idle)| matches(idle)) else {
+        let Some((&number, oldest)) = self.idle_connections.iter().find(|(_, idle)| matches(idle))
+        else {
             return Err(EvictError::NoIdleConnection);
         };
         let remaining_grace = EVICTION_GRACE.saturating_sub(oldest.idle_since.elapsed());
@@ -69,7 +70,7 @@ impl ConnectionTable {
             return Err(EvictError::RetryAfter(remaining_grace));
         }
         oldest.evicted.cancel();
-        self.idle.remove(&number);
+        self.idle_connections.remove(&number);
         Ok(())
     }
 }
@@ -77,7 +78,7 @@ impl ConnectionTable {
 /// All connections of a gateway that are not upgraded to a WebSocket.
 pub(in crate::gateway) struct HttpConnections {
     /// Maximum number of connections (`MAX_HTTP_CONNECTIONS`); 0 disables the limit.
-    max_total: usize,
+    max_connections: usize,
     /// Maximum number of connections of one address (`ADDRESS_MAX_CONNECTIONS`); 0 disables the
     /// limit.
     max_per_address: usize,
@@ -86,21 +87,21 @@ pub(in crate::gateway) struct HttpConnections {
     head_timeout: Duration,
     table: Mutex<ConnectionTable>,
     /// Notified when a connection has ended.
-    released: Notify,
+    connection_ended: Notify,
 }
 
 impl HttpConnections {
     pub(in crate::gateway) fn new(
-        max_total: usize,
+        max_connections: usize,
         max_per_address: usize,
         head_timeout: Duration,
     ) -> Arc<Self> {
         Arc::new(Self {
-            max_total,
+            max_connections,
             max_per_address,
             head_timeout,
             table: Mutex::default(),
-            released: Notify::new(),
+            connection_ended: Notify::new(),
         })
     }
 
@@ -111,10 +112,10 @@ impl HttpConnections {
     /// Waits until one more connection may be accepted. Evicts an idle connection if necessary.
     pub(super) async fn wait_for_capacity(&self) {
         loop {
-            let released = self.released.notified();
+            let connection_ended = self.connection_ended.notified();
             let wait = {
                 let mut table = self.table();
-                if self.max_total == 0 || table.total < self.max_total {
+                if self.max_connections == 0 || table.connection_count < self.max_connections {
                     return;
                 }
                 // After an eviction, wait too: the evicted connection counts until its task has
@@ -125,7 +126,7 @@ impl HttpConnections {
                 }
             };
             tokio::select! {
-                () = released => {}
+                () = connection_ended => {}
                 () = sleep(wait) => {}
             }
         }
@@ -143,14 +144,14 @@ impl HttpConnections {
     /// to many clients.
     pub(super) fn acquire(self: &Arc<Self>, address: IpAddr, is_proxy: bool) -> Option<HttpSlot> {
         let mut table = self.table();
-        let count = table.per_address.get(&address).copied().unwrap_or(0);
+        let count = table.count_per_address.get(&address).copied().unwrap_or(0);
         let is_address_full =
             self.max_per_address > 0 && !is_proxy && count >= self.max_per_address;
         if is_address_full && table.evict_oldest_idle(Some(address)).is_err() {
             return None;
         }
-        table.total += 1;
-        *table.per_address.entry(address).or_insert(0) += 1;
+        table.connection_count += 1;
+        *table.count_per_address.entry(address).or_insert(0) += 1;
         drop(table);
         let slot = HttpSlot {
             connections: self.clone(),
@@ -166,7 +167,8 @@ impl HttpConnections {
 
 #[derive(Default)]
 struct SlotState {
-    /// The connection's key in [`ConnectionTable::idle`]; `None` while a request is being served.
+    /// The connection's key in [`ConnectionTable::idle_connections`]; `None` while a request is
+    /// being served.
     idle_number: Option<u64>,
     /// A complete head of a request has arrived.
     has_received_request: bool,
@@ -200,7 +202,7 @@ impl HttpSlot {
             deadline: now + timeout,
             evicted: self.evicted.clone(),
         };
-        table.idle.insert(number, idle);
+        table.idle_connections.insert(number, idle);
         drop(table);
         self.state().idle_number = Some(number);
         self.timer_changed.notify_one();
@@ -214,7 +216,7 @@ impl HttpSlot {
             state.idle_number.take()
         };
         if let Some(number) = idle_number {
-            self.connections.table().idle.remove(&number);
+            self.connections.table().idle_connections.remove(&number);
         }
         self.timer_changed.notify_one();
     }
@@ -235,7 +237,7 @@ impl HttpSlot {
             let deadline = {
                 let idle_number = self.state().idle_number;
                 let table = self.connections.table();
-                idle_number.and_then(|number| Some(table.idle.get(&number)?.deadline))
+                idle_number.and_then(|number| Some(table.idle_connections.get(&number)?.deadline))
             };
             let timed_out = async {
                 match deadline {
@@ -257,17 +259,17 @@ impl Drop for HttpSlot {
         let idle_number = self.state().idle_number.take();
         let mut table = self.connections.table();
         if let Some(number) = idle_number {
-            table.idle.remove(&number);
+            table.idle_connections.remove(&number);
         }
-        table.total -= 1;
-        if let Some(count) = table.per_address.get_mut(&self.address) {
+        table.connection_count -= 1;
+        if let Some(count) = table.count_per_address.get_mut(&self.address) {
             *count -= 1;
             if *count == 0 {
-                table.per_address.remove(&self.address);
+                table.count_per_address.remove(&self.address);
             }
         }
         drop(table);
-        self.connections.released.notify_one();
+        self.connections.connection_ended.notify_one();
     }
 }
 
@@ -351,7 +353,7 @@ mod tests {
         let proxied: Vec<_> = (0..50).map(|_| connections.acquire(ip(9), true)).collect();
         assert!(proxied.iter().all(Option::is_some));
         drop(proxied);
-        assert!(!connections.table().per_address.contains_key(&ip(9)));
+        assert!(!connections.table().count_per_address.contains_key(&ip(9)));
     }
 
     #[tokio::test(start_paused = true)]
@@ -364,6 +366,10 @@ mod tests {
             slot.restart_idle_timer();
         }
         let table = connections.table();
-        assert!(table.total == 0 && table.idle.is_empty() && table.per_address.is_empty());
+        assert!(
+            table.connection_count == 0
+                && table.idle_connections.is_empty()
+                && table.count_per_address.is_empty()
+        );
     }
 }
