@@ -126,8 +126,8 @@ pub(crate) async fn redis_client(url: &str) -> fred::clients::Client {
     client
 }
 
-/// Subscribes to a channel by plain pub/sub, as the original gateway does. Returns the client and a
-/// receiver of the payloads in order. Dropping the client ends the subscription.
+/// Subscribes to a channel by plain pub/sub, as the original gateway does. Returns the client
+/// that holds the connection, and a receiver of the payloads in order.
 pub(crate) async fn subscribe(
     url: &str,
     channel: &str,

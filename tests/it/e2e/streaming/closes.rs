@@ -1,4 +1,4 @@
-//! Every close code and every refusal, over real sockets.
+//! The close codes and refusals of `chatmesh.v1`, over real sockets.
 
 use std::time::Duration;
 
@@ -46,19 +46,20 @@ async fn rejected_client_gets_a_close_code() {
         assert_eq!(device.expect_close().await, Some(4401), "{path}");
         assert!(device.frames.is_empty());
     }
-    let evil = [("origin", "http://evil.example")];
+    let foreign_origin = [("origin", "http://evil.example")];
     let path = "/ws?token=t&userid=alice";
     device
-        .upgrade(system.port(0), path, &evil)
+        .upgrade(system.port(0), path, &foreign_origin)
         .await
         .expect("an upgrade");
     assert_eq!(device.expect_close().await, Some(4403));
-    // Invalid parameters are a programming error, so they are refused by a status.
+    // Invalid parameters are an error of the program, not of its user, so they are refused with an
+    // HTTP status.
     for path in ["/ws?token=t&userid=a%20b", "/ws?token=t"] {
         let refused = device.upgrade(system.port(0), path, &[]).await.unwrap_err();
         assert_eq!(refused.status, 400, "{path}: {refused:?}");
     }
-    // Without the subprotocol a refusal is a status.
+    // A client without the subprotocol is refused with an HTTP status.
     let refused =
         ClassicClient::connect_with(system.port(0), "/ws?userid=alice", &[], "alice").await;
     assert_eq!(refused.unwrap_err().status, 401);
@@ -70,13 +71,14 @@ async fn client_without_pong_is_closed() {
     let system = TestSystem::start(Backend::Embedded, &env).await;
     let mut device = V1Client::open(system.port(0), "alice").await;
     let mut other = V1Client::open(system.port(0), "bob").await;
-    // This client reads, and so answers pings.
+    // The other client reads, so its library answers pings and it stays connected. The first client
+    // does not read.
     other.expect_no_frame(Duration::from_secs(2)).await;
     assert_eq!(device.expect_close().await, Some(4408));
 }
 
 #[tokio::test]
-async fn draining_process_announces_when_to_reconnect() {
+async fn draining_process_sends_closing_before_the_close() {
     let mut system = TestSystem::start(Backend::Embedded, &[]).await;
     let prompt = unique_name("drained");
     let slow = Script::complete("one two three four").chunk_interval(Duration::from_millis(150));
@@ -86,9 +88,9 @@ async fn draining_process_announces_when_to_reconnect() {
     device.send_message("m-1", &prompt).await;
     device.wait_for_text("m-1", "one").await;
     system.gateways[0].terminate();
-    for socket in [&mut idle, &mut device] {
-        assert_eq!(socket.expect_close().await, Some(1001));
-        let closing = socket.frames.last().unwrap();
+    for client in [&mut idle, &mut device] {
+        assert_eq!(client.expect_close().await, Some(1001));
+        let closing = client.frames.last().unwrap();
         assert_eq!(closing["type"], "closing", "{closing}");
     }
     let status = system.gateways[0].wait_exit(TEST_TIMEOUT).await;
@@ -119,13 +121,14 @@ async fn stored_token_admits_until_it_expires() {
     assert_eq!(
         device.expect_close().await,
         Some(4401),
-        "the token has expired"
+        "expected the close code of an expired token"
     );
     match device.try_connect(gateway.port()).await {
         Ok(welcome) => panic!("an expired token was accepted: {welcome}"),
         Err(_) => assert_eq!(device.close_code, Some(4401)),
     }
-    // A classic client's token is checked only at the upgrade.
+    // The token of a classic client is checked only at the upgrade, so the connection outlives the
+    // token.
     let reply = http::post(&gateway.url("/token?userid=bob"), &[]).await;
     let token = reply.json()["token"].as_str().unwrap().to_owned();
     let mut classic = ClassicClient::connect(gateway.port(), &token, "bob")
@@ -133,7 +136,7 @@ async fn stored_token_admits_until_it_expires() {
         .unwrap();
     let redis = redis_client(&stack.redis.url()).await;
     wait_until(
-        "the classic client's token expires",
+        "the token of the classic client expires",
         TEST_TIMEOUT,
         || async {
             let stored: Option<String> = redis.get("token:bob").await.unwrap();
@@ -141,13 +144,13 @@ async fn stored_token_admits_until_it_expires() {
         },
     )
     .await;
-    // The socket still answers.
+    // The connection still receives replies.
     classic.send_text("no JSON").await;
     assert_eq!(classic.next_frame().await["code"], "invalid_message");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_redis_new_socket_is_told_to_reconnect() {
+async fn new_client_is_refused_while_redis_is_unavailable() {
     let mut stack = Stack::start().await;
     let mut gateway = stack.gateway("server_1").start().await;
     stack.redis.kill();
@@ -157,8 +160,8 @@ async fn without_redis_new_socket_is_told_to_reconnect() {
         .await
         .map(|_| ())
         .unwrap_err();
-    let was_told = refused.status == 503 || device.close_code == Some(4503);
-    assert!(was_told, "{refused:?}, {:?}", device.close_code);
+    let is_temporary_refusal = refused.status == 503 || device.close_code == Some(4503);
+    assert!(is_temporary_refusal, "{refused:?}, {:?}", device.close_code);
     stack.redis.restart().await;
     gateway.wait_ready(TEST_TIMEOUT).await;
     device.connect_with_retries(&[gateway.port()]).await;

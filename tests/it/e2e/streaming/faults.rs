@@ -1,4 +1,4 @@
-//! A process is killed, paused or loses data during an answer.
+//! During an answer, a process is killed, paused or drained, or Redis loses data or messages.
 
 use std::time::Duration;
 
@@ -14,27 +14,31 @@ use crate::support::system::{Backend, TestSystem};
 use crate::support::v1::{Transcript, V1Client};
 use crate::support::{QUIET_PERIOD, TEST_TIMEOUT, unique_name, wait_until};
 
-const PACE: Duration = Duration::from_millis(80);
+/// Pause between two chunks of a scripted answer.
+const CHUNK_INTERVAL: Duration = Duration::from_millis(80);
 
-/// A user with a message that has ended, an answer in flight, and a device that disconnected before both.
+/// A user with an ended message, an answer in flight, and a device that disconnected before both
+/// messages were sent.
 struct AnswerInFlight {
     user: String,
     prompt: String,
     text: String,
     device: V1Client,
-    away: V1Client,
+    offline: V1Client,
 }
 
 impl AnswerInFlight {
-    async fn start(system: &TestSystem, count: usize) -> Self {
+    /// Sends both messages. The answer in flight has `word_count` words.
+    async fn start(system: &TestSystem, word_count: usize) -> Self {
         let user = unique_name("fault");
         let prompt = unique_name("growing");
-        let text = numbered_words("grown", count);
-        system
-            .model()
-            .queue_answer(&prompt, Script::complete(&text).chunk_interval(PACE));
-        let mut away = V1Client::open(system.port(1), &user).await;
-        away.drop_connection();
+        let text = numbered_words("grown", word_count);
+        system.model().queue_answer(
+            &prompt,
+            Script::complete(&text).chunk_interval(CHUNK_INTERVAL),
+        );
+        let mut offline = V1Client::open(system.port(1), &user).await;
+        offline.drop_connection();
         let mut device = V1Client::open(system.port(0), &user).await;
         device.send_and_wait("m-0", &unique_name("before")).await;
         device.send_message("m-1", &prompt).await;
@@ -44,59 +48,60 @@ impl AnswerInFlight {
             prompt,
             text,
             device,
-            away,
+            offline,
         }
     }
 
-    /// Checks that all devices and the history end with the right text.
+    /// Checks that both devices and the history end with the complete text.
     async fn assert_delivered(mut self, system: &TestSystem) {
         let ports = system.ports();
         let messages = [("m-1", self.prompt.as_str())];
         self.device.reconnect_until_ended(&ports, &messages).await;
-        let shown = self.device.message("m-1");
-        assert_eq!(shown.outcome_type(), Some("response"), "{shown:?}");
-        assert_eq!(shown.text, self.text);
-        let calls = system.model().request_count_for(&self.prompt);
-        assert!(calls <= 2, "{calls} model calls");
+        let message = self.device.message("m-1");
+        assert_eq!(message.outcome_type(), Some("response"), "{message:?}");
+        assert_eq!(message.text, self.text);
+        let model_calls = system.model().request_count_for(&self.prompt);
+        assert!(model_calls <= 2, "{model_calls} model calls");
         let history = HistoryClient::new(system.port(1), &self.user);
         let message_id = self.device.transcript.message_id("m-1").unwrap().to_owned();
         let turn = history
             .turn("default", &message_id)
             .await
-            .expect("in the history");
+            .expect("a turn in the history");
         assert_eq!(turn.answer, self.text);
-        // The disconnected device recovers what it missed, or is told to reload.
-        let before = self.away.transcript.reloads();
-        self.away.connect_with_retries(&[system.port(1)]).await;
-        if self.away.transcript.reloads() == before {
-            self.away.wait_for_terminal_frames(&["m-0", "m-1"]).await;
-            assert_eq!(self.away.message("m-1").text, self.text);
+        // The offline device receives the frames that it missed, or a `welcome` with
+        // `recovered: false`.
+        let reloads = self.offline.transcript.reloads();
+        self.offline.connect_with_retries(&[system.port(1)]).await;
+        if self.offline.transcript.reloads() == reloads {
+            self.offline.wait_for_terminal_frames(&["m-0", "m-1"]).await;
+            assert_eq!(self.offline.message("m-1").text, self.text);
         }
-        // Both devices continue.
+        // Both devices still receive new answers.
         let next = unique_name("afterwards");
         self.device.send_message("m-2", &next).await;
-        for device in [&mut self.device, &mut self.away] {
-            let end = device.wait_for_terminal_frame("m-2").await;
-            assert_eq!(end["content"], format!("echo: {next}"));
+        for device in [&mut self.device, &mut self.offline] {
+            let terminal = device.wait_for_terminal_frame("m-2").await;
+            assert_eq!(terminal["content"], format!("echo: {next}"));
         }
-        // Frames that the relay delivers again are sent to no one twice.
+        // If the relay delivers frames again, the gateway does not send them again.
         self.device.expect_no_frame(QUIET_PERIOD).await;
     }
 }
 
-pub(super) async fn redis_is_emptied(system: &mut TestSystem) {
+pub(super) async fn emptied_redis_loses_no_answer(system: &mut TestSystem) {
     let answer = AnswerInFlight::start(system, 50).await;
     system.flush_redis();
     answer.assert_delivered(system).await;
 }
 
-pub(super) async fn redis_is_restarted(system: &mut TestSystem) {
+pub(super) async fn restarted_redis_loses_no_answer(system: &mut TestSystem) {
     let answer = AnswerInFlight::start(system, 60).await;
     system.restart_redis().await;
     answer.assert_delivered(system).await;
 }
 
-pub(super) async fn gateway_is_killed(system: &mut TestSystem) {
+pub(super) async fn killed_gateway_loses_no_answer(system: &mut TestSystem) {
     let answer = AnswerInFlight::start(system, 50).await;
     system.gateways[0].kill();
     let spec = system.gateways[0].spec().clone();
@@ -104,7 +109,7 @@ pub(super) async fn gateway_is_killed(system: &mut TestSystem) {
     answer.assert_delivered(system).await;
 }
 
-pub(super) async fn relay_is_killed(system: &mut TestSystem) {
+pub(super) async fn killed_relay_loses_no_answer(system: &mut TestSystem) {
     let answer = AnswerInFlight::start(system, 40).await;
     system.relays[0].kill();
     let spec = system.relays[0].spec().clone();
@@ -112,50 +117,51 @@ pub(super) async fn relay_is_killed(system: &mut TestSystem) {
     answer.assert_delivered(system).await;
 }
 
-/// Queues two answers for a prompt whose texts differ, so that a mix would be detected. Returns the
-/// second text.
+/// Queues two answers for a prompt. Their texts differ, so that a test detects a mixture of both.
+/// Returns the text of the second one.
 fn queue_two_attempts(system: &TestSystem, prompt: &str, first: Script) -> String {
-    let whole = numbered_words("second", 60);
+    let second_text = numbered_words("second", 60);
     system.model().queue_answer(prompt, first);
-    system
-        .model()
-        .queue_answer(prompt, Script::complete(&whole).chunk_interval(PACE));
-    whole
+    system.model().queue_answer(
+        prompt,
+        Script::complete(&second_text).chunk_interval(CHUNK_INTERVAL),
+    );
+    second_text
 }
 
 pub(super) async fn killed_worker_is_replaced_and_the_text_restarts(system: &mut TestSystem) {
     let prompt = unique_name("killed");
-    let first = Script::complete(&numbered_words("first", 400)).chunk_interval(PACE);
-    let whole = queue_two_attempts(system, &prompt, first);
+    let first = Script::complete(&numbered_words("first", 400)).chunk_interval(CHUNK_INTERVAL);
+    let second_text = queue_two_attempts(system, &prompt, first);
     let mut device = V1Client::open(system.port(0), &unique_name("fault")).await;
     device.send_message("m-1", &prompt).await;
     device.wait_for_text("m-1", "first4 ").await;
     let worker = system.worker_index_for(&prompt);
     system.workers[worker].kill();
-    let restarted = |t: &Transcript| t.get("m-1").is_some_and(|m| m.restarts == 1);
-    device.wait_for("the text restarts", restarted).await;
+    let has_restarted = |t: &Transcript| t.get("m-1").is_some_and(|m| m.restarts == 1);
+    device.wait_for("the text restarts", has_restarted).await;
     assert_eq!(device.message("m-1").text, "");
     device.wait_for_text("m-1", "second0 ").await;
-    let begun = device
+    let last_delta = device
         .frames
         .iter()
         .rev()
         .find(|frame| frame["type"] == "delta")
         .unwrap();
-    assert_eq!(begun["attempt"], 2, "{begun}");
-    let end = device.wait_for_terminal_frame("m-1").await;
-    assert_eq!(end["content"], whole.as_str());
-    assert_eq!(end["attempt"], 2);
+    assert_eq!(last_delta["attempt"], 2, "{last_delta}");
+    let terminal = device.wait_for_terminal_frame("m-1").await;
+    assert_eq!(terminal["content"], second_text.as_str());
+    assert_eq!(terminal["attempt"], 2);
     assert_eq!(device.message("m-1").accepted.len(), 1);
     let spec = system.workers[worker].spec().clone();
     system.workers[worker] = spec.start().await;
 }
 
 pub(super) async fn worker_paused_past_its_session_is_fenced(system: &mut TestSystem) {
-    let prompt = unique_name("asleep");
+    let prompt = unique_name("paused");
     let first =
         Script::complete(&numbered_words("first", 4000)).chunk_interval(Duration::from_millis(20));
-    let whole = queue_two_attempts(system, &prompt, first);
+    let second_text = queue_two_attempts(system, &prompt, first);
     let user = unique_name("fault");
     let mut device = V1Client::open(system.port(0), &user).await;
     let mut phone = V1Client::open(system.port(1), &user).await;
@@ -163,21 +169,24 @@ pub(super) async fn worker_paused_past_its_session_is_fenced(system: &mut TestSy
     device.wait_for_text("m-1", "first4 ").await;
     let worker = system.worker_index_for(&prompt);
     system.workers[worker].pause();
-    // After its lease and its session another worker takes over.
+    // Another worker takes over after the lease and the session of the paused worker have expired.
     device.wait_for_text("m-1", "second4 ").await;
     assert!(
         !device.message("m-1").text.contains("first"),
         "the texts are mixed"
     );
-    // It resumes with buffered text of the old call, and believes that it owns the message.
+    // The paused worker resumes with buffered text of its model call, and does not know that it has
+    // lost the lease.
     system.workers[worker].resume();
-    wait_until("the old request is closed", TEST_TIMEOUT, || async {
-        system.model().aborted_prompts().contains(&prompt)
-    })
+    wait_until(
+        "the request of the fenced worker is closed",
+        TEST_TIMEOUT,
+        || async { system.model().aborted_prompts().contains(&prompt) },
+    )
     .await;
     for socket in [&mut device, &mut phone] {
-        let end = socket.wait_for_terminal_frame("m-1").await;
-        assert_eq!(end["content"], whole.as_str());
+        let terminal = socket.wait_for_terminal_frame("m-1").await;
+        assert_eq!(terminal["content"], second_text.as_str());
         assert_eq!(socket.message("m-1").restarts, 1);
         assert_eq!(socket.transcript.stray_frames, 0);
         socket.expect_no_frame(QUIET_PERIOD).await;
@@ -186,7 +195,7 @@ pub(super) async fn worker_paused_past_its_session_is_fenced(system: &mut TestSy
         .turns("default")
         .await;
     assert_eq!(turns.len(), 1, "{turns:?}");
-    assert_eq!(turns[0].answer, whole);
+    assert_eq!(turns[0].answer, second_text);
     assert_eq!(system.model().request_count_for(&prompt), 2);
 }
 
@@ -196,9 +205,10 @@ pub(super) async fn drained_gateway_sends_its_clients_to_another(system: &mut Te
     let mut devices = Vec::new();
     for _ in 0..COUNT {
         let prompt = unique_name("drained");
-        system
-            .model()
-            .queue_answer(&prompt, Script::complete(&text).chunk_interval(PACE));
+        system.model().queue_answer(
+            &prompt,
+            Script::complete(&text).chunk_interval(CHUNK_INTERVAL),
+        );
         let mut device = V1Client::open(system.port(0), &unique_name("fault")).await;
         device.send_message("m-1", &prompt).await;
         devices.push((device, prompt));
@@ -206,20 +216,24 @@ pub(super) async fn drained_gateway_sends_its_clients_to_another(system: &mut Te
     for (device, _) in &mut devices {
         device.wait_for_text("m-1", "drained1 ").await;
     }
-    let other = [system.port(1)];
+    let other_port = [system.port(1)];
     system.gateways[0].terminate();
     let reconnects = devices.iter_mut().map(|(device, prompt)| async {
         assert_eq!(device.expect_close().await, Some(1001));
         let closing = device.frames.last().unwrap().clone();
         assert_eq!(closing["type"], "closing", "{closing}");
-        let pause = closing["retry_after_ms"].as_u64().unwrap();
-        tokio::time::sleep(Duration::from_millis(pause.min(3000))).await;
+        let retry_after_ms = closing["retry_after_ms"].as_u64().unwrap();
+        tokio::time::sleep(Duration::from_millis(retry_after_ms.min(3000))).await;
         device
-            .reconnect_until_ended(&other, &[("m-1", prompt.as_str())])
+            .reconnect_until_ended(&other_port, &[("m-1", prompt.as_str())])
             .await;
         assert_eq!(device.message("m-1").text, text);
         assert_eq!(device.message("m-1").restarts, 0);
-        assert_eq!(device.transcript.reloads(), 1, "its position was recovered");
+        assert_eq!(
+            device.transcript.reloads(),
+            1,
+            "the position was not recovered"
+        );
         assert_eq!(system.model().request_count_for(prompt), 1);
     });
     join_all(reconnects).await;
@@ -230,19 +244,20 @@ pub(super) async fn drained_gateway_sends_its_clients_to_another(system: &mut Te
 }
 
 pub(super) async fn lost_publish_of_an_outcome_is_detected(system: &mut TestSystem) {
-    // While subscriptions break again and again, published frames are lost.
+    // The subscriptions are broken repeatedly, so published frames are lost.
     let user = unique_name("fault");
     let prompt = unique_name("broken");
     let text = numbered_words("broken", 30);
-    system
-        .model()
-        .queue_answer(&prompt, Script::complete(&text).chunk_interval(PACE));
+    system.model().queue_answer(
+        &prompt,
+        Script::complete(&text).chunk_interval(CHUNK_INTERVAL),
+    );
     let mut device = V1Client::open(system.port(0), &user).await;
     let mut classic = ClassicClient::open(system.port(1), &user).await;
     device.send_message("m-1", &prompt).await;
     device.wait_for_text("m-1", "broken9 ").await;
-    let began = Instant::now();
-    while began.elapsed() < PACE * 25 {
+    let started = Instant::now();
+    while started.elapsed() < CHUNK_INTERVAL * 25 {
         match &system.stack().cluster {
             Some(cluster) => cluster.kill_subscribers(),
             None => system.stack().redis.kill_subscribers(),
@@ -255,26 +270,26 @@ pub(super) async fn lost_publish_of_an_outcome_is_detected(system: &mut TestSyst
     );
     assert_eq!(classic.next_frame().await["content"], text.as_str());
     assert!(
-        began.elapsed() < Duration::from_secs(15),
-        "{:?}",
-        began.elapsed()
+        started.elapsed() < Duration::from_secs(15),
+        "the outcome arrived only after {:?}",
+        started.elapsed()
     );
 
     if system.backend != Backend::Redis {
         return;
     }
-    // If only the outcome is lost, no later frame reveals the gap.
+    // Here only the terminal frame is lost, so no later frame reveals the gap.
     let proxy = LossyRedis::start(system.stack().redis.port()).await;
     let spec = system
         .gateway("server_3")
         .env("REDIS_PORT", &proxy.port().to_string());
-    let behind = spec.start().await;
+    let lossy_gateway = spec.start().await;
     let mut watcher = V1Client::new(&user);
     // A gateway refuses clients until it has subscribed again.
     watcher.connect_with_retries(&[system.port(0)]).await;
     let mut device = V1Client::new(&user);
-    device.connect_with_retries(&[behind.port()]).await;
-    let mut classic = ClassicClient::open(behind.port(), &user).await;
+    device.connect_with_retries(&[lossy_gateway.port()]).await;
+    let mut classic = ClassicClient::open(lossy_gateway.port(), &user).await;
     let prompt = unique_name("lost");
     let script = Script::complete("it is here").chunk_interval(Duration::from_millis(300));
     system.model().queue_answer(&prompt, script);
@@ -282,7 +297,7 @@ pub(super) async fn lost_publish_of_an_outcome_is_detected(system: &mut TestSyst
     device.wait_for_text("m-2", "it").await;
     proxy.drop_channel(&format!("user:{user}"));
     watcher.wait_for_terminal_frames(&["m-2"]).await;
-    let ended = Instant::now();
+    let ended_at = Instant::now();
     assert_eq!(
         device.wait_for_terminal_frame("m-2").await["content"],
         "it is here"
@@ -290,32 +305,35 @@ pub(super) async fn lost_publish_of_an_outcome_is_detected(system: &mut TestSyst
     assert_eq!(classic.next_frame().await["content"], "it is here");
     assert!(
         proxy.dropped_count() > 0,
-        "no message was dropped, so this test shows nothing"
+        "the proxy dropped no message, so this test did not test a loss"
     );
-    let took = ended.elapsed();
-    assert!(took < Duration::from_secs(7), "found after {took:?}");
+    let elapsed = ended_at.elapsed();
+    assert!(
+        elapsed < Duration::from_secs(7),
+        "delivered after {elapsed:?}"
+    );
 }
 
 pub(super) async fn trimmed_mailbox_is_reported_and_the_history_is_complete(
     system: &mut TestSystem,
 ) {
     let user = unique_name("fault");
-    let mut away = V1Client::open(system.port(1), &user).await;
-    away.drop_connection();
+    let mut offline = V1Client::open(system.port(1), &user).await;
+    offline.drop_connection();
     let mut device = V1Client::open(system.port(0), &user).await;
-    let mut asked = Vec::new();
-    let mut half = None;
+    let mut prompts = Vec::new();
+    let mut position_in_mailbox = None;
     for n in 0..MAILBOX_FRAMES + 2 {
         let prompt = unique_name("trimmed");
         device.send_and_wait(&format!("m-{n}"), &prompt).await;
-        asked.push(prompt);
+        prompts.push(prompt);
         if n == MAILBOX_FRAMES - 1 {
-            half = device.transcript.position.clone();
+            position_in_mailbox = device.transcript.position.clone();
         }
     }
-    let welcome = away.connect(system.port(1)).await;
+    let welcome = offline.connect(system.port(1)).await;
     assert_eq!(welcome["recovered"], false, "{welcome}");
-    away.expect_no_frame(QUIET_PERIOD).await;
+    offline.expect_no_frame(QUIET_PERIOD).await;
     let turns = HistoryClient::new(system.port(1), &user)
         .turns("default")
         .await;
@@ -324,16 +342,16 @@ pub(super) async fn trimmed_mailbox_is_reported_and_the_history_is_complete(
         .rev()
         .filter_map(|turn| turn.question.clone())
         .collect();
-    assert_eq!(questions, asked);
-    // From the position of that `welcome` on everything is recovered.
-    away.drop_connection();
+    assert_eq!(questions, prompts);
+    // The position of that `welcome` is recovered: every later frame is replayed.
+    offline.drop_connection();
     device.send_and_wait("last", &unique_name("after")).await;
-    let welcome = away.connect(system.port(0)).await;
+    let welcome = offline.connect(system.port(0)).await;
     assert_eq!(welcome["recovered"], true, "{welcome}");
-    away.wait_for_terminal_frames(&["last"]).await;
-    // Frames that the mailbox still has are replayed.
+    offline.wait_for_terminal_frames(&["last"]).await;
+    // A client whose position is in the mailbox receives the later frames.
     let mut recent = V1Client::new(&user);
-    recent.transcript.position = half;
+    recent.transcript.position = position_in_mailbox;
     let welcome = recent.connect(system.port(1)).await;
     assert_eq!(welcome["recovered"], true, "{welcome}");
     recent
@@ -342,13 +360,13 @@ pub(super) async fn trimmed_mailbox_is_reported_and_the_history_is_complete(
     recent.expect_no_frame(QUIET_PERIOD).await;
 }
 
-/// The operator recreated `responses` and changed `LOG_EPOCH`.
+/// The relays are restarted with another `LOG_EPOCH`, as after `responses` was recreated.
 pub(super) async fn position_of_another_epoch_is_not_recovered(system: &mut TestSystem) {
     let user = unique_name("fault");
-    let mut away = V1Client::open(system.port(0), &user).await;
+    let mut offline = V1Client::open(system.port(0), &user).await;
     let (before, after) = (unique_name("before"), unique_name("after"));
-    away.send_and_wait("m-1", &before).await;
-    away.drop_connection();
+    offline.send_and_wait("m-1", &before).await;
+    offline.drop_connection();
     let mut online = V1Client::open(system.port(0), &user).await;
     if system.backend == Backend::Embedded {
         system.gateways[0].drain().await;
@@ -363,7 +381,7 @@ pub(super) async fn position_of_another_epoch_is_not_recovered(system: &mut Test
         }
     }
     online.send_and_wait("m-2", &after).await;
-    let welcome = away.connect(system.port(1)).await;
+    let welcome = offline.connect(system.port(1)).await;
     assert_eq!(welcome["recovered"], false, "{welcome}");
     let turns = HistoryClient::new(system.port(1), &user)
         .turns("default")
@@ -374,21 +392,21 @@ pub(super) async fn position_of_another_epoch_is_not_recovered(system: &mut Test
         .filter_map(|turn| turn.question.clone())
         .collect();
     assert_eq!(questions, [before, after]);
-    let end = away.send_and_wait("m-3", &unique_name("third")).await;
-    assert_eq!(end["type"], "response", "{end}");
+    let terminal = offline.send_and_wait("m-3", &unique_name("third")).await;
+    assert_eq!(terminal["type"], "response", "{terminal}");
     online.wait_for_terminal_frames(&["m-3"]).await;
-    for device in [&mut away, &mut online] {
+    for device in [&mut offline, &mut online] {
         device.expect_no_frame(QUIET_PERIOD).await;
     }
 }
 
-/// The process with all roles is killed and restarted on its folder.
+/// The process with all roles is killed and restarted with its data directory.
 pub(super) async fn killed_process_restarts_the_text(system: &mut TestSystem) {
     let prompt = unique_name("killed");
-    let first = Script::complete(&numbered_words("first", 400)).chunk_interval(PACE);
-    let whole = queue_two_attempts(system, &prompt, first);
+    let first = Script::complete(&numbered_words("first", 400)).chunk_interval(CHUNK_INTERVAL);
+    let second_text = queue_two_attempts(system, &prompt, first);
     let mut device = V1Client::open(system.port(0), &unique_name("fault")).await;
-    let done = device.send_and_wait("m-0", &unique_name("done")).await;
+    let first_terminal = device.send_and_wait("m-0", &unique_name("done")).await;
     device.send_message("m-1", &prompt).await;
     device.wait_for_text("m-1", "first4 ").await;
     system.gateways[0].kill();
@@ -397,11 +415,14 @@ pub(super) async fn killed_process_restarts_the_text(system: &mut TestSystem) {
     system.gateways[0] = spec.start().await;
     let welcome = device.connect(system.port(0)).await;
     assert_eq!(welcome["recovered"], true, "{welcome}");
-    let end = device.wait_for_terminal_frame("m-1").await;
-    assert_eq!(end["content"], whole.as_str());
-    // The outcome of the first message is unchanged.
+    let terminal = device.wait_for_terminal_frame("m-1").await;
+    assert_eq!(terminal["content"], second_text.as_str());
+    // A resend of the first message returns its stored outcome.
     device.send_message("m-0", "whatever").await;
-    let again = |t: &Transcript| t.get("m-0").is_some_and(|m| m.repeated_outcomes == 1);
-    device.wait_for("the stored answer arrives", again).await;
-    assert_eq!(device.frames.last(), Some(&done));
+    let has_repeated_outcome =
+        |t: &Transcript| t.get("m-0").is_some_and(|m| m.repeated_outcomes == 1);
+    device
+        .wait_for("the stored answer arrives", has_repeated_outcome)
+        .await;
+    assert_eq!(device.frames.last(), Some(&first_terminal));
 }

@@ -1,4 +1,4 @@
-//! The `chatmesh.v1` protocol end to end: the same scenarios on every backend.
+//! The `chatmesh.v1` protocol end to end. The same scenarios run on every backend.
 
 mod closes;
 mod devices;
@@ -17,7 +17,7 @@ use crate::support::scenario::{
 use crate::support::system::{Backend, TestSystem};
 use crate::{fault_scenarios, scenarios};
 
-/// Returns `name0 name1 …`.
+/// Returns `count` words: `name0 name1 … `.
 fn numbered_words(name: &str, count: usize) -> String {
     (0..count).fold(String::new(), |mut text, n| {
         let _ = write!(text, "{name}{n} ");
@@ -25,15 +25,15 @@ fn numbered_words(name: &str, count: usize) -> String {
     })
 }
 
-/// Scenarios that can run beside each other.
+/// Scenarios that can run at the same time.
 fn concurrent_scenarios() -> Vec<(&'static str, Scenario)> {
     scenarios![
-        rows::answer_is_accepted_streamed_and_ended_once,
-        rows::ping_is_answered_by_pong,
-        rows::invalid_frame_is_refused_and_the_socket_stays_open,
-        rows::failure_is_a_terminal_error,
-        rows::interrupted_provider_restarts_the_text,
-        rows::cancel_result_reports_what_happened,
+        frames::message_is_accepted_streamed_and_ended_once,
+        frames::ping_is_answered_by_pong,
+        frames::invalid_frame_is_refused_and_the_socket_stays_open,
+        frames::failure_is_a_terminal_error,
+        frames::interrupted_provider_restarts_the_text,
+        frames::cancel_of_an_unknown_or_ended_message_is_reported,
         devices::all_devices_show_the_same_answer_even_if_they_join_late,
         devices::classic_client_receives_only_response_and_error,
         devices::cancel_before_the_model_call_prevents_it,
@@ -51,18 +51,19 @@ fn concurrent_scenarios() -> Vec<(&'static str, Scenario)> {
     ]
 }
 
-/// Scenarios that load the machine or assert an upper bound on time, and so run one at a time.
+/// Scenarios that run one at a time, because they load the machine or assert an upper bound on
+/// time.
 fn exclusive_scenarios() -> Vec<(&'static str, Scenario)> {
     scenarios![
         resume::resuming_after_any_frame_gives_the_same_transcript,
-        rows::first_token_is_sent_without_delay,
-        rows::many_tokens_are_batched_into_few_frames,
+        frames::first_token_is_sent_without_delay,
+        frames::many_tokens_are_batched_into_few_frames,
         devices::cancel_from_another_device_stops_a_running_answer,
     ]
 }
 
-/// Scenarios that stop or break a part of the system, one at a time.
-fn faults_on(backend: Backend) -> Vec<(&'static str, FaultScenario)> {
+/// Scenarios that stop or break a part of the system. They run one at a time.
+fn fault_scenarios_for(backend: Backend) -> Vec<(&'static str, FaultScenario)> {
     if backend == Backend::Embedded {
         return fault_scenarios![
             faults::killed_process_restarts_the_text,
@@ -71,10 +72,10 @@ fn faults_on(backend: Backend) -> Vec<(&'static str, FaultScenario)> {
         ];
     }
     fault_scenarios![
-        faults::redis_is_emptied,
-        faults::redis_is_restarted,
-        faults::gateway_is_killed,
-        faults::relay_is_killed,
+        faults::emptied_redis_loses_no_answer,
+        faults::restarted_redis_loses_no_answer,
+        faults::killed_gateway_loses_no_answer,
+        faults::killed_relay_loses_no_answer,
         faults::killed_worker_is_replaced_and_the_text_restarts,
         faults::worker_paused_past_its_session_is_fenced,
         faults::drained_gateway_sends_its_clients_to_another,
@@ -84,36 +85,37 @@ fn faults_on(backend: Backend) -> Vec<(&'static str, FaultScenario)> {
     ]
 }
 
-/// Capacity of the mailbox: small enough that a test can trim it, and more than other scenarios need.
+/// Capacity of the mailbox. Small, so that a scenario can overflow it, but sufficient for the other
+/// scenarios.
 const MAILBOX_FRAMES: usize = 48;
 
-/// Runs all scenarios on one system, because starting it takes longer than most of them.
-async fn run_all_on(backend: Backend) {
-    let frames = MAILBOX_FRAMES.to_string();
-    let system = TestSystem::start(backend, &[("MAILBOX_FRAMES", &frames)]).await;
+/// Runs all scenarios on one system, because starting the system takes longer than most scenarios.
+async fn run_all_scenarios_on(backend: Backend) {
+    let mailbox_frames = MAILBOX_FRAMES.to_string();
+    let system = TestSystem::start(backend, &[("MAILBOX_FRAMES", &mailbox_frames)]).await;
     let system = Arc::new(system);
-    let mut failed = run_concurrently(&system, concurrent_scenarios()).await;
+    let mut failures = run_concurrently(&system, concurrent_scenarios()).await;
     for scenario in exclusive_scenarios() {
-        failed.extend(run_concurrently(&system, vec![scenario]).await);
+        failures.extend(run_concurrently(&system, vec![scenario]).await);
     }
-    let system = Arc::into_inner(system).expect("no scenario holds the system");
-    failed.extend(run_sequentially(system, faults_on(backend)).await);
-    assert_none_failed(&failed);
+    let system = Arc::into_inner(system).expect("no scenario still uses the system");
+    failures.extend(run_sequentially(system, fault_scenarios_for(backend)).await);
+    assert_none_failed(&failures);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_scenario_on_embedded() {
-    run_all_on(Backend::Embedded).await;
+async fn every_scenario_passes_on_embedded() {
+    run_all_scenarios_on(Backend::Embedded).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_scenario_on_redis() {
-    run_all_on(Backend::Redis).await;
+async fn every_scenario_passes_on_redis() {
+    run_all_scenarios_on(Backend::Redis).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_scenario_on_a_redis_cluster() {
-    run_all_on(Backend::Cluster).await;
+async fn every_scenario_passes_on_a_redis_cluster() {
+    run_all_scenarios_on(Backend::Cluster).await;
 }
 
 async fn run_slow_readers_on(backend: Backend) {
@@ -122,16 +124,16 @@ async fn run_slow_readers_on(backend: Backend) {
         ("MAILBOX_BYTES", "33554432"),
     ];
     let system = Arc::new(TestSystem::start(backend, &bounds).await);
-    let slow = scenarios![slow::slow_readers_get_snapshots_and_stalled_ones_are_closed];
-    assert_none_failed(&run_concurrently(&system, slow).await);
+    let scenarios = scenarios![slow::slow_readers_get_snapshots_and_stalled_ones_are_closed];
+    assert_none_failed(&run_concurrently(&system, scenarios).await);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn slow_readers_on_embedded() {
+async fn slow_readers_catch_up_on_embedded() {
     run_slow_readers_on(Backend::Embedded).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn slow_readers_on_redis() {
+async fn slow_readers_catch_up_on_redis() {
     run_slow_readers_on(Backend::Redis).await;
 }

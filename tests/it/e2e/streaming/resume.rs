@@ -1,4 +1,5 @@
-//! Reconnecting: at every point of an answer the resulting transcript is the same.
+//! Reconnecting. At whatever point of an answer a client reconnects, its transcript is the same in
+//! the end.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,10 +16,11 @@ use crate::support::system::TestSystem;
 use crate::support::v1::{Transcript, V1Client};
 use crate::support::{QUIET_PERIOD, unique_name};
 
-const PACE: Duration = Duration::from_millis(45);
+/// Pause between two chunks of a scripted answer.
+const CHUNK_INTERVAL: Duration = Duration::from_millis(45);
 
-/// The exchange that is repeated: two messages, streamed one after another. Returns id, prompt and
-/// answer of each.
+/// An exchange of two messages, whose answers are streamed one after the other. Returns id, prompt
+/// and answer of each.
 fn exchange() -> [(&'static str, String, String); 2] {
     [
         ("m-1", unique_name("one"), numbered_words("alpha", 9)),
@@ -26,15 +28,16 @@ fn exchange() -> [(&'static str, String, String); 2] {
     ]
 }
 
-/// Runs the exchange, and drops the connection after each of these counts of frames. Each connection
-/// goes to another gateway than the one before. Returns the transcript and the number of frames.
+/// Runs the exchange. For each cut, the client receives that many frames, drops the connection and
+/// reconnects to the other gateway. Returns the transcript and the number of frames.
 async fn run_exchange(system: &TestSystem, cuts: &[usize]) -> (Transcript, usize) {
     let user = unique_name("resume");
     let exchange = exchange();
     for (_, prompt, text) in &exchange {
-        system
-            .model()
-            .queue_answer(prompt, Script::complete(text).chunk_interval(PACE));
+        system.model().queue_answer(
+            prompt,
+            Script::complete(text).chunk_interval(CHUNK_INTERVAL),
+        );
     }
     let messages: Vec<(&str, &str)> = exchange
         .iter()
@@ -49,7 +52,7 @@ async fn run_exchange(system: &TestSystem, cuts: &[usize]) -> (Transcript, usize
         for _ in 0..*cut {
             match device.next_event(Duration::from_secs(4)).await {
                 ClientEvent::Frame(_) => frames += 1,
-                // The exchange has fewer frames.
+                // The exchange had no further frame before this cut.
                 ClientEvent::TimedOut => break,
                 ClientEvent::Closed(code) => panic!("{user} was closed: {code:?}"),
             }
@@ -58,8 +61,8 @@ async fn run_exchange(system: &TestSystem, cuts: &[usize]) -> (Transcript, usize
         let ports = [system.port(n + 1)];
         device.connect_with_retries(&ports).await;
         for (id, prompt) in &messages {
-            let known = device.transcript.get(id);
-            if known.is_none_or(|m| !m.is_accepted() && m.terminal.is_none()) {
+            let message = device.transcript.get(id);
+            if message.is_none_or(|m| !m.is_accepted() && m.terminal.is_none()) {
                 device.send_message(id, prompt).await;
             }
         }
@@ -70,8 +73,8 @@ async fn run_exchange(system: &TestSystem, cuts: &[usize]) -> (Transcript, usize
     }
     for (id, prompt, text) in &exchange {
         let expected = ("response".to_owned(), text.clone());
-        let ends = device.transcript.outcomes();
-        assert_eq!(ends.get(*id), Some(&expected), "{user} after {cuts:?}");
+        let outcomes = device.transcript.outcomes();
+        assert_eq!(outcomes.get(*id), Some(&expected), "{user} after {cuts:?}");
         assert_eq!(
             system.model().request_count_for(prompt),
             1,
@@ -86,45 +89,47 @@ async fn run_exchange(system: &TestSystem, cuts: &[usize]) -> (Transcript, usize
     assert_eq!(
         device.transcript.reloads(),
         1,
-        "only the first connection had no position: {cuts:?}"
+        "a connection with a position was not recovered: {cuts:?}"
     );
     assert_eq!(device.transcript.stray_frames, 0, "{cuts:?}");
     (device.transcript, frames)
 }
 
 pub(super) async fn resuming_after_any_frame_gives_the_same_transcript(system: Arc<TestSystem>) {
-    let (whole, frames) = run_exchange(&system, &[]).await;
+    let (uninterrupted, frames) = run_exchange(&system, &[]).await;
     assert!(frames > 10, "only {frames} frames");
-    // Every single cut, and some combinations of two to four.
-    let mut plans: Vec<Vec<usize>> = (0..=frames).map(|cut| vec![cut]).collect();
+    // Cut after every number of frames, and at some combinations of two to four cuts.
+    let mut cut_lists: Vec<Vec<usize>> = (0..=frames).map(|cut| vec![cut]).collect();
     let mut runner = TestRunner::deterministic();
-    let several = proptest::collection::vec(0..frames / 2, 2..=4);
+    let cut_list_strategy = proptest::collection::vec(0..frames / 2, 2..=4);
     for _ in 0..20 {
-        plans.push(several.new_tree(&mut runner).expect("a plan").current());
+        let cuts = cut_list_strategy.new_tree(&mut runner);
+        cut_lists.push(cuts.expect("a list of cuts").current());
     }
-    for some in plans.chunks(14) {
-        let played = join_all(some.iter().map(|cuts| run_exchange(&system, cuts))).await;
-        for ((transcript, _), cuts) in played.iter().zip(some) {
+    for batch in cut_lists.chunks(14) {
+        let results = join_all(batch.iter().map(|cuts| run_exchange(&system, cuts))).await;
+        for ((transcript, _), cuts) in results.iter().zip(batch) {
             assert_eq!(
                 transcript.outcomes(),
-                whole.outcomes(),
-                "cut after {cuts:?}"
+                uninterrupted.outcomes(),
+                "the connection was cut after {cuts:?} frames"
             );
         }
     }
 }
 
 pub(super) async fn client_changes_gateways_during_an_answer(system: Arc<TestSystem>) {
-    let user = unique_name("hop");
+    let user = unique_name("reconnect");
     let prompt = unique_name("long");
-    let text = numbered_words("hop", 80);
-    system
-        .model()
-        .queue_answer(&prompt, Script::complete(&text).chunk_interval(PACE));
+    let text = numbered_words("word", 80);
+    system.model().queue_answer(
+        &prompt,
+        Script::complete(&text).chunk_interval(CHUNK_INTERVAL),
+    );
     let mut device = V1Client::open(system.port(0), &user).await;
     device.send_message("m-1", &prompt).await;
     device.wait_for_accepted("m-1").await;
-    let mut hops = 0;
+    let mut reconnects = 0;
     while device.transcript.outcomes().is_empty() {
         for _ in 0..4 {
             if device.transcript.outcomes().is_empty() {
@@ -132,16 +137,16 @@ pub(super) async fn client_changes_gateways_during_an_answer(system: Arc<TestSys
             }
         }
         if device.transcript.outcomes().is_empty() {
-            hops += 1;
+            reconnects += 1;
             device.drop_connection();
-            let welcome = device.connect(system.port(hops)).await;
+            let welcome = device.connect(system.port(reconnects)).await;
             assert_eq!(welcome["recovered"], true, "{welcome}");
         }
     }
-    assert!(hops > 3, "{hops} hops");
-    let shown = device.message("m-1");
-    assert_eq!(shown.text, text);
-    assert_eq!(shown.restarts, 0);
+    assert!(reconnects > 3, "{reconnects} reconnects");
+    let message = device.message("m-1");
+    assert_eq!(message.text, text);
+    assert_eq!(message.restarts, 0);
     assert_eq!(device.transcript.stray_frames, 0);
     assert_eq!(system.model().request_count_for(&prompt), 1);
 }
@@ -150,9 +155,9 @@ pub(super) async fn missed_frames_are_replayed_in_order(system: Arc<TestSystem>)
     const COUNT: usize = 40;
     let user = unique_name("missed");
     let long = "long ".repeat(2000);
-    let mut away = V1Client::open(system.port(0), &user).await;
-    let mut at_work = V1Client::open(system.port(1), &user).await;
-    away.drop_connection();
+    let mut offline = V1Client::open(system.port(0), &user).await;
+    let mut online = V1Client::open(system.port(1), &user).await;
+    offline.drop_connection();
     let ids: Vec<String> = (0..COUNT).map(|n| format!("m-{n}")).collect();
     for id in &ids {
         let prompt = unique_name("missed");
@@ -164,55 +169,56 @@ pub(super) async fn missed_frames_are_replayed_in_order(system: Arc<TestSystem>)
             .usage()
             .done();
         system.model().queue_answer(&prompt, script);
-        at_work.send_and_wait(id, &prompt).await;
+        online.send_and_wait(id, &prompt).await;
     }
-    // A socket that closes between `welcome` and the replay loses nothing (S9).
+    // A connection that closes between `welcome` and the replay loses no frame (S9).
     for n in 0..3 {
-        let welcome = away.connect(system.port(n)).await;
+        let welcome = offline.connect(system.port(n)).await;
         assert_eq!(welcome["recovered"], true, "{welcome}");
-        assert_eq!(away.frames.len(), 1);
-        away.drop_connection();
+        assert_eq!(offline.frames.len(), 1);
+        offline.drop_connection();
     }
-    let welcome = away.connect(system.port(1)).await;
+    let welcome = offline.connect(system.port(1)).await;
     assert_eq!(
         welcome["position"].as_str(),
-        away.transcript.position.as_deref()
+        offline.transcript.position.as_deref()
     );
-    let all: Vec<&str> = ids.iter().map(String::as_str).collect();
-    away.wait_for_terminal_frames(&all).await;
-    assert_eq!(away.transcript.outcome_order("default"), ids);
-    assert_eq!(away.transcript.outcomes(), at_work.transcript.outcomes());
-    away.expect_no_frame(QUIET_PERIOD).await;
-    // With the last position nothing is sent again.
-    away.drop_connection();
-    let welcome = away.connect(system.port(0)).await;
+    let all_ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+    offline.wait_for_terminal_frames(&all_ids).await;
+    assert_eq!(offline.transcript.outcome_order("default"), ids);
+    assert_eq!(offline.transcript.outcomes(), online.transcript.outcomes());
+    offline.expect_no_frame(QUIET_PERIOD).await;
+    // A client that reconnects with its last position receives no frame again.
+    offline.drop_connection();
+    let welcome = offline.connect(system.port(0)).await;
     assert_eq!(welcome["recovered"], true, "{welcome}");
-    away.expect_no_frame(QUIET_PERIOD).await;
+    offline.expect_no_frame(QUIET_PERIOD).await;
 }
 
 pub(super) async fn unknown_position_is_not_recovered(system: Arc<TestSystem>) {
-    let user = unique_name("foreign");
+    let user = unique_name("unknown");
     let mut device = V1Client::open(system.port(0), &user).await;
     device.send_and_wait("m-1", &unique_name("one")).await;
-    let good = device.transcript.position.clone().unwrap();
-    let (epoch, _) = good.rsplit_once('.').unwrap();
-    for foreign in ["another~0~1.3".to_owned(), format!("{epoch}.999999")] {
+    let valid = device.transcript.position.clone().unwrap();
+    let (epoch, _) = valid.rsplit_once('.').unwrap();
+    for unknown in ["another~0~1.3".to_owned(), format!("{epoch}.999999")] {
         let mut other = V1Client::new(&user);
-        other.transcript.position = Some(foreign.clone());
+        other.transcript.position = Some(unknown.clone());
         let welcome = other.connect(system.port(1)).await;
-        assert_eq!(welcome["recovered"], false, "{foreign}: {welcome}");
+        assert_eq!(welcome["recovered"], false, "{unknown}: {welcome}");
         assert_eq!(other.transcript.reloads(), 1);
-        if foreign.ends_with("999999") {
-            // Records that the mailbox lost may be rebuilt; frames below its position are not sent.
+        if unknown.ends_with("999999") {
+            // The mailbox may have lost the records up to this position. The gateway sends no frame
+            // below the position, so this client would not receive a new answer.
             continue;
         }
-        // The client is served from here on.
-        let end = other
+        // The client still receives new answers.
+        let terminal = other
             .send_and_wait(&unique_name("id"), &unique_name("two"))
             .await;
-        assert_eq!(end["type"], "response", "{end}");
+        assert_eq!(terminal["type"], "response", "{terminal}");
     }
-    // A position in an invalid form is refused or not recovered.
+    // A position that can not be parsed is refused or not recovered.
     let mut other = V1Client::new(&user);
     other.transcript.position = Some("no-position".to_owned());
     match other.try_connect(system.port(0)).await {
@@ -220,8 +226,8 @@ pub(super) async fn unknown_position_is_not_recovered(system: Arc<TestSystem>) {
         Err(refused) => assert_eq!(refused.status, 400, "{refused:?}"),
     }
     // A client without a position recovers nothing.
-    let mut new = V1Client::new(&user);
-    let welcome = new.connect(system.port(0)).await;
+    let mut first_time = V1Client::new(&user);
+    let welcome = first_time.connect(system.port(0)).await;
     assert_eq!(welcome["recovered"], false, "{welcome}");
-    new.expect_no_frame(QUIET_PERIOD).await;
+    first_time.expect_no_frame(QUIET_PERIOD).await;
 }
