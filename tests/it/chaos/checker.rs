@@ -1,5 +1,5 @@
 //! Checks from what the clients sent and received and from the records of the log whether every
-//! promise was kept. It knows the contract (docs/protocol.md), not the implementation.
+//! promise was kept. The checker knows the contract (docs/protocol.md), not the implementation.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -30,16 +30,18 @@ pub(super) struct Totals {
     pub(super) lost: usize,
     pub(super) duplicated: usize,
     pub(super) out_of_order: usize,
+    /// Messages whose outcome no device received as a frame, because the history had it.
     pub(super) from_history: usize,
     pub(super) reloads: usize,
+    /// Terminal records after the first one of a message.
     pub(super) duplicate_records: usize,
     /// Frames that were sent a second time after partitions were added and Redis was emptied.
     pub(super) repeated_after_move: usize,
     /// Shown texts that the outcome of another model call replaced, which only a data loss of Redis
     /// allows.
-    pub(super) replaced: usize,
+    pub(super) replaced_texts: usize,
     /// Messages that a client asked to cancel.
-    to_cancel: usize,
+    cancel_requests: usize,
 }
 
 /// Time after a data loss within which Redis must be rebuilt, in ms.
@@ -47,27 +49,27 @@ const REBUILD_LIMIT_MS: i64 = 60_000;
 
 /// `RELAY_REBUILD_SECONDS` (600) less the time until a relay notices that Redis is empty, in ms.
 const REBUILD_WINDOW_MS: i64 = 570_000;
-/// A client that reloads may find in the history what ends during the reload, in ms.
+/// Duration of a reload in ms. The history may include messages that end during the reload.
 const RELOAD_TOLERANCE_MS: i64 = 1_000;
 /// Time by which retries and the model's rate limit may delay a failure, in ms.
 const LATE_FAILURE_MS: i64 = 30_000;
-/// From this number of cancels on, at least one must have been in time.
+/// From this number of cancel requests on, at least one message must have been cancelled.
 const MIN_CANCELS: usize = 50;
 
 pub(super) struct Checker {
-    /// The earliest record of each message: time, partition and offset.
-    pub(super) accepted: HashMap<String, (i64, i32, i64)>,
-    /// When the log received each message's first outcome, in ms.
-    pub(super) ended: HashMap<String, i64>,
+    /// The log position of each message's earliest record: time in ms, partition and offset.
+    pub(super) log_positions: HashMap<String, (i64, i32, i64)>,
+    /// The time in ms at which the log received each message's first outcome.
+    pub(super) ended_ms: HashMap<String, i64>,
     /// The outcomes that the log has of each message: type and text.
-    records: HashMap<String, Vec<(String, String)>>,
+    outcomes: HashMap<String, Vec<(String, String)>>,
     /// The message of each question.
     pub(super) message_by_question: HashMap<String, String>,
-    /// The message of each correlation id, which is all that a classic error frame names.
-    pub(super) by_correlation: HashMap<String, String>,
+    /// The message of each correlation id. A classic error frame names its message only by this id.
+    pub(super) message_by_correlation_id: HashMap<String, String>,
     /// The time spans in which the model API or the connection to it failed: only then may an
     /// answer fail.
-    model_at_fault: Vec<(i64, i64)>,
+    model_fault_spans: Vec<(i64, i64)>,
     /// The time spans from a stop of Redis until it was back without its data, in the log's time.
     data_losses: Vec<(i64, i64)>,
     clock: LogClock,
@@ -80,79 +82,85 @@ impl Checker {
     pub(super) fn new(
         (messages, responses): (&[Record], &[Record]),
         costly_faults: &[CostlyFault],
-        model_at_fault: &[(Instant, Instant)],
+        model_fault_spans: &[(Instant, Instant)],
         clock: LogClock,
     ) -> Self {
         let data_losses = costly_faults
             .iter()
             .filter(|fault| fault.cost == FaultCost::Redis);
-        let data_losses = data_losses.map(|fault| (clock.ms(fault.from), clock.ms(fault.until)));
-        let at_fault = model_at_fault.iter();
+        let data_losses =
+            data_losses.map(|fault| (clock.to_ms(fault.from), clock.to_ms(fault.until)));
+        let model_fault_spans = model_fault_spans.iter();
         let mut checker = Self {
-            accepted: HashMap::new(),
-            ended: HashMap::new(),
-            records: HashMap::new(),
+            log_positions: HashMap::new(),
+            ended_ms: HashMap::new(),
+            outcomes: HashMap::new(),
             message_by_question: HashMap::new(),
-            by_correlation: HashMap::new(),
-            model_at_fault: at_fault
-                .map(|(from, until)| (clock.ms(*from), clock.ms(*until)))
+            message_by_correlation_id: HashMap::new(),
+            model_fault_spans: model_fault_spans
+                .map(|(from, until)| (clock.to_ms(*from), clock.to_ms(*until)))
                 .collect(),
             data_losses: data_losses.collect(),
             clock,
             violations: Vec::new(),
             totals: Totals::default(),
         };
-        let mut users = HashMap::new();
+        let mut user_by_message = HashMap::new();
         for record in messages {
             let value = record.json();
             let id = value["message_id"].as_str().unwrap_or_default().to_owned();
             let log_position = (record.timestamp_ms, record.partition, record.offset);
-            let first = checker.accepted.entry(id.clone()).or_insert(log_position);
-            *first = (*first).min(log_position);
+            let earliest = checker
+                .log_positions
+                .entry(id.clone())
+                .or_insert(log_position);
+            *earliest = (*earliest).min(log_position);
             let content = value["content"].as_str().unwrap_or_default();
             checker
                 .message_by_question
                 .insert(content.to_owned(), id.clone());
-            let correlation = value["correlation_id"].as_str().unwrap_or_default();
-            let ids = &mut checker.by_correlation;
-            ids.insert(correlation.to_owned(), id.clone());
-            users.insert(id, value["userid"].as_str().unwrap_or_default().to_owned());
+            let correlation_id = value["correlation_id"].as_str().unwrap_or_default();
+            checker
+                .message_by_correlation_id
+                .insert(correlation_id.to_owned(), id.clone());
+            user_by_message.insert(id, value["userid"].as_str().unwrap_or_default().to_owned());
         }
-        let mut ends: HashMap<String, usize> = HashMap::new();
+        let mut outcome_counts: HashMap<String, usize> = HashMap::new();
         for record in responses {
             let value = record.json();
             let id = value["message_id"].as_str().unwrap_or_default().to_owned();
-            if users.get(&id).map(String::as_str) != value["userid"].as_str() {
+            if user_by_message.get(&id).map(String::as_str) != value["userid"].as_str() {
                 checker.report(
-                    "an outcome without its message, or with another user",
+                    "an outcome whose message is not in the log or belongs to another user",
                     &[&id],
                 );
             }
-            let ended = checker.ended.entry(id.clone()).or_insert(i64::MAX);
-            *ended = (*ended).min(record.timestamp_ms);
+            let ended_ms = checker.ended_ms.entry(id.clone()).or_insert(i64::MAX);
+            *ended_ms = (*ended_ms).min(record.timestamp_ms);
             let kind = match value["code"].as_str() {
                 Some("cancelled") => "cancelled",
                 _ => value["type"].as_str().unwrap_or_default(),
             };
             let text = value["content"].as_str().unwrap_or_default();
-            let records = checker.records.entry(id.clone()).or_default();
-            records.push((kind.to_owned(), text.to_owned()));
-            *ends.entry(id).or_default() += 1;
+            let outcomes = checker.outcomes.entry(id.clone()).or_default();
+            outcomes.push((kind.to_owned(), text.to_owned()));
+            *outcome_counts.entry(id).or_default() += 1;
         }
         let unanswered: Vec<String> = checker
-            .accepted
+            .log_positions
             .keys()
-            .filter(|id| !ends.contains_key(*id))
+            .filter(|id| !outcome_counts.contains_key(*id))
             .cloned()
             .collect();
         for id in unanswered {
             checker.totals.lost += 1;
             checker.report("in the log without an outcome (I1)", &[&id]);
         }
-        checker.totals.duplicate_records = ends.values().map(|times| times - 1).sum();
+        checker.totals.duplicate_records = outcome_counts.values().map(|count| count - 1).sum();
         checker
     }
 
+    /// Adds a violation.
     pub(super) fn report(&mut self, text: &str, ids: &[&str]) {
         self.violations.push(Violation {
             text: text.to_owned(),
@@ -162,78 +170,88 @@ impl Checker {
 
     /// Checks a `chatmesh.v1` user. Its clients have already checked each frame: no duplicate, no
     /// missing index, no mixed text, no frame of another user.
-    pub(super) fn check_user(&mut self, seen: &UserObservation) {
-        self.check_history(&seen.user, &seen.history);
-        let turns = seen.history.iter().flatten();
+    pub(super) fn check_user(&mut self, observation: &UserObservation) {
+        self.check_history(&observation.user, &observation.history);
+        let turns = observation.history.iter().flatten();
         let history: BTreeMap<&str, &HistoryTurn> =
             turns.map(|turn| (turn.message_id.as_str(), turn)).collect();
-        let questions: HashSet<&str> = seen.sent.iter().map(|sent| sent.content.as_str()).collect();
-        for turn in seen.history.iter().flatten() {
+        let questions: HashSet<&str> = observation
+            .sent
+            .iter()
+            .map(|sent| sent.content.as_str())
+            .collect();
+        for turn in observation.history.iter().flatten() {
             let question = turn.question.as_deref();
             if question.is_some_and(|question| !questions.contains(question)) {
-                let user = &seen.user;
+                let user = &observation.user;
                 self.report(
                     &format!("{user}: a turn of another user (I8): {turn:?}"),
                     &[&turn.message_id],
                 );
             }
         }
-        self.totals.messages += seen.sent.len();
-        self.totals.to_cancel += seen.cancelled.len();
-        for sent in &seen.sent {
-            let mut ends = Vec::new();
-            for device in &seen.devices {
+        self.totals.messages += observation.sent.len();
+        self.totals.cancel_requests += observation.cancel_requested.len();
+        for sent in &observation.sent {
+            let mut outcomes = Vec::new();
+            for device in &observation.devices {
                 let message = device.get(&sent.id);
-                let Some(ended) = message.filter(|message| message.terminal.is_some()) else {
+                let Some(message) = message.filter(|message| message.terminal.is_some()) else {
                     self.check_missing(sent, device, &history);
                     continue;
                 };
                 let id = device.message_id(&sent.id).unwrap_or_default();
-                self.check_outcome(sent, id, ended, history.get(id).copied());
-                if ended.outcome_type() == Some("cancelled") && !seen.cancelled.contains(&sent.id) {
+                self.check_outcome(sent, id, message, history.get(id).copied());
+                if message.outcome_type() == Some("cancelled")
+                    && !observation.cancel_requested.contains(&sent.id)
+                {
                     self.report(&format!("{}: cancelled without a request", sent.id), &[id]);
                 }
-                ends.push((id.to_owned(), ended.clone()));
+                outcomes.push((id.to_owned(), message.clone()));
             }
-            for pair in ends.windows(2) {
-                if pair[0].0 != pair[1].0 || pair[0].1.terminal != pair[1].1.terminal {
+            for pair in outcomes.windows(2) {
+                let ((first_id, first), (second_id, second)) = (&pair[0], &pair[1]);
+                if first_id != second_id || first.terminal != second.terminal {
                     self.totals.duplicated += 1;
                     self.report(
                         &format!(
                             "{}: two devices received different outcomes: {:?} and {:?}",
-                            sent.id, pair[0].1.terminal, pair[1].1.terminal
+                            sent.id, first.terminal, second.terminal
                         ),
-                        &[&pair[0].0, &pair[1].0],
+                        &[first_id, second_id],
                     );
                 }
             }
-            match ends.first().and_then(|(_, message)| message.outcome_type()) {
+            match outcomes
+                .first()
+                .and_then(|(_, message)| message.outcome_type())
+            {
                 Some("response") => self.totals.answered += 1,
                 Some("cancelled") => self.totals.cancelled += 1,
                 Some(_) => self.totals.failed += 1,
                 None => self.totals.from_history += 1,
             }
         }
-        // A message that was sent again may be in the log twice, or only by its second sending.
-        let once = seen.sent.iter();
-        let once = once.filter(|sent| !seen.repeated.contains(&sent.id));
+        // The order of a resent message is not checked: its first record may be that of the resend.
+        let sent_once = observation.sent.iter();
+        let sent_once = sent_once.filter(|sent| !observation.resent.contains(&sent.id));
         let mut by_conversation: BTreeMap<_, Vec<_>> = BTreeMap::new();
-        for sent in once {
-            let together = by_conversation.entry((sent.connection, &sent.conversation));
-            together.or_default().push(&sent.content);
+        for sent in sent_once {
+            let questions = by_conversation.entry((sent.connection, &sent.conversation));
+            questions.or_default().push(&sent.content);
         }
-        for together in by_conversation.into_values() {
-            self.check_log_order(&seen.user, together.into_iter());
+        for questions in by_conversation.into_values() {
+            self.check_log_order(&observation.user, questions.into_iter());
         }
-        for device in &seen.devices {
+        for device in &observation.devices {
             for replaced in &device.replaced_texts {
                 self.check_replaced(replaced);
             }
             self.totals.reloads += device.reloads().saturating_sub(1);
-            for (id, at) in &device.repeated_after_move {
-                self.check_repeated_after_move(id, *at);
+            for (id, received_at) in &device.repeated_after_move {
+                self.check_repeated_after_move(id, *received_at);
             }
-            self.check_order(seen, device);
+            self.check_order(observation, device);
         }
     }
 
@@ -246,114 +264,120 @@ impl Checker {
     ) {
         let log_entry = |content: &String| {
             let id = self.message_by_question.get(content)?;
-            Some((*self.accepted.get(id)?, id.clone()))
+            Some((*self.log_positions.get(id)?, id.clone()))
         };
         let log_positions: Vec<_> = questions.filter_map(log_entry).collect();
         for pair in log_positions.windows(2) {
-            let ((before, first), (after, second)) = (&pair[0], &pair[1]);
-            if before > after {
+            let ((first_position, first), (second_position, second)) = (&pair[0], &pair[1]);
+            if first_position > second_position {
                 self.totals.out_of_order += 1;
-                let what =
+                let violation =
                     format!("{user}: {second} was sent after {first} and precedes it in the log");
-                self.report(&what, &[second, first]);
+                self.report(&violation, &[second, first]);
             }
         }
     }
 
-    /// Checks the turns of each conversation: every message once, and in the log's order.
+    /// Checks the turns of each conversation, which are listed newest first: every message appears
+    /// once and in the log's order.
     pub(super) fn check_history(&mut self, user: &str, conversations: &[Vec<HistoryTurn>]) {
         let mut ids = HashSet::new();
         for turn in conversations.iter().flatten() {
             if !ids.insert(turn.message_id.as_str()) {
                 self.totals.duplicated += 1;
-                let what = format!("{user}: a message is in the history twice");
-                self.report(&what, &[&turn.message_id]);
+                let violation = format!("{user}: a message is in the history twice");
+                self.report(&violation, &[&turn.message_id]);
             }
         }
         for turn in conversations.iter().flatten() {
-            let asked = turn
+            let message_of_question = turn
                 .question
                 .as_ref()
                 .map(|text| self.message_by_question.get(text));
-            if asked.is_some_and(|asked| asked != Some(&turn.message_id)) {
-                let what = format!("{user}: the question of another message (I5): {turn:?}");
-                self.report(&what, &[&turn.message_id]);
+            if message_of_question
+                .is_some_and(|message_of_question| message_of_question != Some(&turn.message_id))
+            {
+                let violation =
+                    format!("{user}: a turn has the question of another message (I5): {turn:?}");
+                self.report(&violation, &[&turn.message_id]);
             }
         }
         for turns in conversations {
             let log_positions = turns.iter().filter_map(|turn| {
                 let id = turn.message_id.as_str();
-                Some((*self.accepted.get(id)?, id))
+                Some((*self.log_positions.get(id)?, id))
             });
             let log_positions: Vec<_> = log_positions.collect();
             for pair in log_positions.windows(2) {
-                let ((later, second), (earlier, first)) = (pair[0], pair[1]);
-                if later < earlier {
+                let ((newer_position, newer), (older_position, older)) = (pair[0], pair[1]);
+                if newer_position < older_position {
                     self.totals.out_of_order += 1;
-                    let what = format!(
-                        "{user}: {second} at {later:?} is after {first} at {earlier:?} in the history (I5)"
+                    let violation = format!(
+                        "{user}: {newer} at {newer_position:?} is after {older} at {older_position:?} in \
+                         the history (I5)"
                     );
-                    self.report(&what, &[first, second]);
+                    self.report(&violation, &[older, newer]);
                 }
             }
         }
     }
 
-    /// Checks that the log has the outcome that a client received: in the message's first record
-    /// or, if Redis lost its data, in another one.
+    /// Checks that the log has the outcome that a client received. Usually it is the message's first
+    /// terminal record. After a data loss of Redis, it may be a later one.
     pub(super) fn check_outcome_in_log(&mut self, id: &str, kind: &str, text: &str) {
-        let records = self.records.get(id).map_or(&[][..], Vec::as_slice);
-        if !records.iter().any(|one| one.0 == kind && one.1 == text) {
-            let what = format!("received as {kind} {text:?}, but the log has {records:?} (I5)");
-            self.report(&what, &[id]);
+        let outcomes = self.outcomes.get(id).map_or(&[][..], Vec::as_slice);
+        if !outcomes.iter().any(|(k, t)| k == kind && t == text) {
+            let violation =
+                format!("received as {kind} {text:?}, but the log has {outcomes:?} (I5)");
+            self.report(&violation, &[id]);
         }
     }
 
     /// Checks a text that the outcome of another call replaced: Redis must have lost its data after
     /// the message was accepted, and the text itself must belong to one call.
     fn check_replaced(&mut self, replaced: &ReplacedText) {
-        self.totals.replaced += 1;
+        self.totals.replaced_texts += 1;
         let id = replaced.message_id.as_str();
-        let at = self.clock.ms(replaced.replaced_at);
-        let accepted = self.accepted.get(id).map_or(i64::MAX, |(ms, ..)| *ms);
+        let replaced_ms = self.clock.to_ms(replaced.replaced_at);
+        let accepted_ms = self.log_positions.get(id).map_or(i64::MAX, |(ms, ..)| *ms);
         let mut data_losses = self.data_losses.iter();
-        if !data_losses.any(|(from, until)| *until >= accepted && *from <= at) {
+        if !data_losses.any(|(from, until)| *until >= accepted_ms && *from <= replaced_ms) {
             let text = &replaced.text;
-            let what = format!("text replaced although Redis had its data (I4): {text:?}");
-            self.report(&what, &[id]);
+            let violation = format!("text replaced although Redis had its data (I4): {text:?}");
+            self.report(&violation, &[id]);
         }
-        if let Err(fault) = parse_words(&replaced.text) {
-            self.report(&format!("{fault} (I4): {:?}", replaced.text), &[id]);
+        if let Err(violation) = parse_words(&replaced.text) {
+            self.report(&format!("{violation} (I4): {:?}", replaced.text), &[id]);
         }
     }
 
     /// Checks a frame that a user received a second time after a move to another partition: Redis
     /// must have been emptied shortly before.
-    fn check_repeated_after_move(&mut self, id: &str, at: Instant) {
+    fn check_repeated_after_move(&mut self, id: &str, received_at: Instant) {
         self.totals.repeated_after_move += 1;
-        if !self.is_being_rebuilt(at) {
+        if !self.is_being_rebuilt(received_at) {
             self.report("sent a second time although Redis had its data (I2)", &[id]);
         }
     }
 
-    fn is_being_rebuilt(&self, at: Instant) -> bool {
-        let at = self.clock.ms(at);
+    fn is_being_rebuilt(&self, instant: Instant) -> bool {
+        let ms = self.clock.to_ms(instant);
         let mut data_losses = self.data_losses.iter();
-        data_losses.any(|(from, until)| *from <= at && at <= *until + REBUILD_LIMIT_MS)
+        data_losses.any(|(from, until)| *from <= ms && ms <= *until + REBUILD_LIMIT_MS)
     }
 
-    /// Whether a frame from before a move may be sent again because Redis is being rebuilt. This
-    /// includes outcomes that the device was to find in the history, so that it receives them only
-    /// now.
+    /// Whether a frame from before a move to another partition may be sent again, because Redis is
+    /// being rebuilt. The device may receive such a frame for the first time, if a reload of the
+    /// history had replaced it.
     fn may_repeat_after_move(&self, device: &Transcript, message_id: &str) -> bool {
         let ended_at = device.get(message_id).and_then(|message| message.ended_at);
         device.may_repeat_frames()
             && device.reloads() > 1
-            && ended_at.is_some_and(|at| self.is_being_rebuilt(at))
+            && ended_at.is_some_and(|ended_at| self.is_being_rebuilt(ended_at))
     }
 
-    /// Checks a message whose outcome a device never received: it must have ended before the device
-    /// was told to reload the history, and the history must have it or have had it then.
+    /// Checks a message whose outcome a device never received: it must have ended before a reload of
+    /// the history by the device, and the history must have the message or must have had it then.
     fn check_missing(
         &mut self,
         sent: &SentMessage,
@@ -365,19 +389,21 @@ impl Checker {
             .get(&sent.content)
             .cloned()
             .unwrap_or_default();
-        let ended = self.ended.get(&id).copied().unwrap_or(i64::MAX);
-        let mut reloaded = device.reloaded_at.iter();
-        let reloaded = reloaded.any(|at| ended <= self.clock.ms(*at) + RELOAD_TOLERANCE_MS);
+        let ended_ms = self.ended_ms.get(&id).copied().unwrap_or(i64::MAX);
+        let mut reloads = device.reloaded_at.iter();
+        let was_reloaded = reloads
+            .any(|reloaded_at| ended_ms <= self.clock.to_ms(*reloaded_at) + RELOAD_TOLERANCE_MS);
         let in_history = history.contains_key(id.as_str());
-        if reloaded && (in_history || self.may_be_lost_from_history(&id)) {
+        if was_reloaded && (in_history || self.may_be_lost_from_history(&id)) {
             return;
         }
         self.totals.lost += 1;
-        let known = device.get(&sent.id);
-        let known = known.map(|m| (m.is_accepted(), m.text.clone()));
+        let message = device.get(&sent.id);
+        let accepted_and_text = message.map(|m| (m.is_accepted(), m.text.clone()));
         self.report(
             &format!(
-                "{}: a device never received the outcome (I1), reloaded since: {reloaded}, in the history: {in_history}: {known:?}",
+                "{}: a device never received the outcome (I1), reloaded since: {was_reloaded}, in \
+                 the history: {in_history}, accepted and text: {accepted_and_text:?}",
                 sent.id,
             ),
             &[&id, &sent.id],
@@ -389,34 +415,34 @@ impl Checker {
         &mut self,
         sent: &SentMessage,
         id: &str,
-        ended: &Message,
+        message: &Message,
         turn: Option<&HistoryTurn>,
     ) {
-        if !self.accepted.contains_key(id) {
+        if !self.log_positions.contains_key(id) {
             self.report(
                 &format!("{}: ended without being in the log (I1)", sent.id),
                 &[id, &sent.id],
             );
         }
-        let kind = ended.outcome_type().unwrap_or_default();
-        let fault = match kind {
-            "response" => check_complete(&ended.text, &sent.content),
-            "cancelled" => check_partial(&ended.text, &sent.content),
+        let kind = message.outcome_type().unwrap_or_default();
+        let violation = match kind {
+            "response" => check_complete(&message.text, &sent.content),
+            "cancelled" => check_partial(&message.text, &sent.content),
             _ => None,
         };
-        if let Some(fault) = fault {
+        if let Some(violation) = violation {
             self.report(
-                &format!("{}: {fault} (I4): {:?}", sent.id, ended.text),
+                &format!("{}: {violation} (I4): {:?}", sent.id, message.text),
                 &[id, &sent.id],
             );
         }
         if kind != "error" {
-            self.check_outcome_in_log(id, kind, &ended.text);
+            self.check_outcome_in_log(id, kind, &message.text);
         }
         if kind == "error" && !self.may_fail(id) {
             self.report(
                 &format!(
-                    "{}: failed without a fault of the model API: {ended:?}",
+                    "{}: failed without a fault of the model API: {message:?}",
                     sent.id
                 ),
                 &[id, &sent.id],
@@ -434,12 +460,13 @@ impl Checker {
             "cancelled" => "cancelled",
             _ => "failed",
         };
-        let same = turn.status == status && (status == "failed" || turn.answer == ended.text);
-        if !same {
+        let matches_history =
+            turn.status == status && (status == "failed" || turn.answer == message.text);
+        if !matches_history {
             self.report(
                 &format!(
-                    "{}: the history has {turn:?}, the client {kind} {:?} (I5)",
-                    sent.id, ended.text
+                    "{}: the history has {turn:?}, the client received {kind} {:?} (I5)",
+                    sent.id, message.text
                 ),
                 &[id, &sent.id],
             );
@@ -447,65 +474,71 @@ impl Checker {
     }
 
     /// Checks that outcomes arrived in the log's order within each conversation.
-    fn check_order(&mut self, seen: &UserObservation, device: &Transcript) {
-        let conversations: HashMap<&str, &str> = seen
+    fn check_order(&mut self, observation: &UserObservation, device: &Transcript) {
+        let conversations: HashMap<&str, &str> = observation
             .sent
             .iter()
             .map(|sent| (sent.id.as_str(), sent.conversation.as_str()))
             .collect();
-        let mut last: HashMap<&str, ((i64, i32, i64), String)> = HashMap::new();
+        let mut last_by_conversation: HashMap<&str, ((i64, i32, i64), String)> = HashMap::new();
         for message_id in &device.ended_message_ids {
-            let Some(log_position) = self.accepted.get(message_id).copied() else {
+            let Some(log_position) = self.log_positions.get(message_id).copied() else {
                 continue;
             };
             let id = device.get(message_id).and_then(|m| m.id.as_deref());
             let Some(conversation) = id.and_then(|id| conversations.get(id)) else {
                 continue;
             };
-            if let Some((before, other)) = last.get(conversation)
-                && *before > log_position
+            if let Some((last_position, last_id)) = last_by_conversation.get(conversation)
+                && *last_position > log_position
             {
                 if self.may_repeat_after_move(device, message_id) {
                     self.totals.repeated_after_move += 1;
                     continue;
                 }
-                let other = other.clone();
+                let last_id = last_id.clone();
                 self.totals.out_of_order += 1;
                 self.report(
-                    &format!("{}: {message_id} after {other} (I3)", seen.user),
-                    &[message_id, &other],
+                    &format!(
+                        "{}: the outcome of {message_id} arrived after that of {last_id} (I3)",
+                        observation.user
+                    ),
+                    &[message_id, &last_id],
                 );
             }
-            last.insert(conversation, (log_position, message_id.clone()));
+            last_by_conversation.insert(conversation, (log_position, message_id.clone()));
         }
     }
 
-    /// Whether an answer may fail: the model API was at fault between the message and its outcome.
-    /// A worker that waits for the model's rate limit may delay that.
+    /// Whether an answer may fail: the model API failed between the message and its outcome. A worker
+    /// that waits for the model's rate limit may report the failure later.
     pub(super) fn may_fail(&self, id: &str) -> bool {
-        let accepted = self.accepted.get(id).map_or(0, |(ms, ..)| *ms);
-        let ended = self.ended.get(id).copied().unwrap_or(i64::MAX);
-        let mut faults = self.model_at_fault.iter();
-        faults.any(|(from, until)| *from <= ended && accepted <= *until + LATE_FAILURE_MS)
+        let accepted_ms = self.log_positions.get(id).map_or(0, |(ms, ..)| *ms);
+        let ended_ms = self.ended_ms.get(id).copied().unwrap_or(i64::MAX);
+        let mut faults = self.model_fault_spans.iter();
+        faults.any(|(from, until)| *from <= ended_ms && accepted_ms <= *until + LATE_FAILURE_MS)
     }
 
     /// Whether a message ended so long before a data loss that it is not rebuilt.
     pub(super) fn may_be_lost_from_history(&self, id: &str) -> bool {
-        let ended = self.ended.get(id).copied().unwrap_or(i64::MAX);
+        let ended_ms = self.ended_ms.get(id).copied().unwrap_or(i64::MAX);
         let mut data_losses = self.data_losses.iter();
-        data_losses.any(|(_, until)| ended < *until - REBUILD_WINDOW_MS)
+        data_losses.any(|(_, until)| ended_ms < *until - REBUILD_WINDOW_MS)
     }
 
-    /// Checks that only the totals show.
+    /// Checks the conditions that concern the totals of all users.
     pub(super) fn check_totals(&mut self) {
-        if self.totals.to_cancel >= MIN_CANCELS && self.totals.cancelled == 0 {
-            let what = format!("none of {} was cancelled", self.totals.to_cancel);
-            self.report(&what, &[]);
+        if self.totals.cancel_requests >= MIN_CANCELS && self.totals.cancelled == 0 {
+            let violation = format!(
+                "none of {} cancel requests cancelled its message",
+                self.totals.cancel_requests
+            );
+            self.report(&violation, &[]);
         }
     }
 
     /// Adds violations that other checks found.
-    pub(super) fn add(&mut self, violations: Vec<Violation>) {
+    pub(super) fn add_violations(&mut self, violations: Vec<Violation>) {
         self.violations.extend(violations);
     }
 

@@ -28,27 +28,27 @@ pub(super) struct SentMessage {
     pub(super) id: String,
     pub(super) conversation: String,
     pub(super) content: String,
-    pub(super) at: Instant,
+    pub(super) sent_at: Instant,
     /// The number of the connection on which it was sent first.
     pub(super) connection: usize,
-    long: bool,
+    has_long_answer: bool,
 }
 
-/// What a `chatmesh.v1` user sent, and what its clients showed at the end.
+/// The messages that a `chatmesh.v1` user sent, and the transcripts and history at the end.
 #[derive(Debug)]
 pub(super) struct UserObservation {
     pub(super) user: String,
     pub(super) sent: Vec<SentMessage>,
-    /// The `id`s that it asked to cancel.
-    pub(super) cancelled: HashSet<String>,
-    /// The `id`s that it sent more than once.
-    pub(super) repeated: HashSet<String>,
+    /// The `id`s of the messages that the user asked to cancel.
+    pub(super) cancel_requested: HashSet<String>,
+    /// The `id`s of the messages that the user sent more than once.
+    pub(super) resent: HashSet<String>,
     pub(super) devices: Vec<Transcript>,
     /// For each conversation its turns, newest first.
     pub(super) history: Vec<Vec<HistoryTurn>>,
 }
 
-/// What a classic client sent and received, by connection.
+/// The messages that a classic client sent and the frames that it received, by connection.
 #[derive(Debug)]
 pub(super) struct ClassicObservation {
     pub(super) user: String,
@@ -59,23 +59,24 @@ pub(super) struct ClassicObservation {
 /// One connection of a classic client. All times are in ms since 1970.
 #[derive(Debug, Default)]
 pub(super) struct ClassicConnection {
-    /// Each message and when it was sent.
+    /// The time and content of each message that was sent.
     pub(super) sent: Vec<(i64, String)>,
-    /// Each frame and when it was received.
+    /// The time and content of each frame that was received.
     pub(super) frames: Vec<(i64, Value)>,
-    /// When the connection ended.
-    pub(super) until: i64,
+    pub(super) ended_ms: i64,
 }
 
 #[derive(Debug, Clone, Copy)]
 pub(super) struct LoadSize {
+    /// Number of users with `chatmesh.v1` clients.
     pub(super) users: usize,
-    pub(super) classic: usize,
+    /// Number of users with a classic client.
+    pub(super) classic_users: usize,
     /// Average interval between two messages of a user.
     pub(super) pace: Duration,
 }
 
-/// What the writing client of a user has sent, for the user's other clients.
+/// The messages that a user's writing client has sent, for the user's reading clients.
 #[derive(Debug, Default)]
 struct Progress {
     sent: Vec<SentMessage>,
@@ -86,7 +87,7 @@ struct Progress {
 pub(super) struct SimulatedUsers {
     stop: watch::Sender<bool>,
     users: JoinSet<UserObservation>,
-    classic: JoinSet<ClassicObservation>,
+    classic_users: JoinSet<ClassicObservation>,
 }
 
 /// The conversations of a user. Answers in the last one take seconds, which must not delay the
@@ -94,11 +95,12 @@ pub(super) struct SimulatedUsers {
 const CONVERSATIONS: [&str; 3] = ["default", "second", "long"];
 /// The share of messages with a long answer.
 const LONG_SHARE: f64 = 1.0 / 16.0;
-/// A client sends nothing more while so many of its messages have not ended.
-const MAX_OPEN: usize = 6;
-/// How long a client that stops waits for messages that have not ended.
+/// A client sends no further message while it has this many open messages.
+const MAX_OPEN_MESSAGES: usize = 6;
+/// Time for which a client that stops waits until its open messages have ended.
 const END_TIMEOUT: Duration = Duration::from_secs(90);
-/// The same for messages that the history may already have.
+/// Time for which a reading client waits for the outcomes of messages that it may find only in the
+/// history, because the server requested a reload after they were sent.
 const HISTORY_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl SimulatedUsers {
@@ -107,7 +109,7 @@ impl SimulatedUsers {
         let mut simulated_users = Self {
             stop,
             users: JoinSet::new(),
-            classic: JoinSet::new(),
+            classic_users: JoinSet::new(),
         };
         for n in 0..size.users {
             let user = SimulatedUser {
@@ -117,32 +119,36 @@ impl SimulatedUsers {
                 rng: StdRng::seed_from_u64(seed.wrapping_mul(31).wrapping_add(n as u64)),
                 stopped: stopped.clone(),
                 pace: size.pace,
-                reloaded: HashSet::new(),
-                cancelled: HashSet::new(),
-                repeated: HashSet::new(),
+                found_in_history: HashSet::new(),
+                cancel_requested: HashSet::new(),
+                resent: HashSet::new(),
                 connection: 0,
             };
             simulated_users
                 .users
                 .spawn(user.run(1 + usize::from(n % 3 == 0)));
         }
-        for n in 0..size.classic {
+        for n in 0..size.classic_users {
             let rng = StdRng::seed_from_u64(seed.wrapping_mul(37).wrapping_add(n as u64));
             let name = format!("classic{n}");
             let ports = ports.to_vec();
-            simulated_users
-                .classic
-                .spawn(classic(name, ports, rng, stopped.clone(), size.pace));
+            simulated_users.classic_users.spawn(run_classic_client(
+                name,
+                ports,
+                rng,
+                stopped.clone(),
+                size.pace,
+            ));
         }
         simulated_users
     }
 
     /// The message of a client that panicked because a frame broke a rule.
-    pub(super) fn failed(&mut self) -> Option<String> {
+    pub(super) fn failure(&mut self) -> Option<String> {
         if let Some(Err(error)) = self.users.try_join_next() {
             return Some(panic_message(error));
         }
-        if let Some(Err(error)) = self.classic.try_join_next() {
+        if let Some(Err(error)) = self.classic_users.try_join_next() {
             return Some(panic_message(error));
         }
         None
@@ -153,27 +159,28 @@ impl SimulatedUsers {
         mut self,
     ) -> Result<(Vec<UserObservation>, Vec<ClassicObservation>), Vec<String>> {
         self.stop.send_replace(true);
-        let (mut users, mut classic, mut failures) = (Vec::new(), Vec::new(), Vec::new());
-        while let Some(ended) = self.users.join_next().await {
-            match ended {
-                Ok(seen) => users.push(seen),
+        let (mut users, mut classic_users, mut failures) = (Vec::new(), Vec::new(), Vec::new());
+        while let Some(result) = self.users.join_next().await {
+            match result {
+                Ok(observation) => users.push(observation),
                 Err(error) => failures.push(panic_message(error)),
             }
         }
-        while let Some(ended) = self.classic.join_next().await {
-            match ended {
-                Ok(seen) => classic.push(seen),
+        while let Some(result) = self.classic_users.join_next().await {
+            match result {
+                Ok(observation) => classic_users.push(observation),
                 Err(error) => failures.push(panic_message(error)),
             }
         }
         if failures.is_empty() {
-            Ok((users, classic))
+            Ok((users, classic_users))
         } else {
             Err(failures)
         }
     }
 }
 
+/// A user with one writing client, and possibly one that only reads.
 struct SimulatedUser {
     name: String,
     ports: Vec<u16>,
@@ -182,45 +189,46 @@ struct SimulatedUser {
     stopped: watch::Receiver<bool>,
     pace: Duration,
     /// The `id`s whose outcome was found in the history because the server could not replay it.
-    reloaded: HashSet<String>,
-    cancelled: HashSet<String>,
-    repeated: HashSet<String>,
+    found_in_history: HashSet<String>,
+    cancel_requested: HashSet<String>,
+    resent: HashSet<String>,
+    /// The number of connections that the writing client has opened.
     connection: usize,
 }
 
 impl SimulatedUser {
     async fn run(mut self, devices: usize) -> UserObservation {
-        let (progress, progress_seen) = watch::channel(Progress::default());
-        let mut others = JoinSet::new();
+        let (progress, progress_receiver) = watch::channel(Progress::default());
+        let mut readers = JoinSet::new();
         for _ in 1..devices {
             let rng = StdRng::seed_from_u64(self.rng.random());
             let reader = run_reader(
                 self.name.clone(),
                 self.ports.clone(),
                 rng,
-                progress_seen.clone(),
+                progress_receiver.clone(),
             );
-            others.spawn(reader);
+            readers.spawn(reader);
         }
         let writer = self.run_writer(&progress).await;
         let sent = progress.borrow().sent.clone();
         let mut transcripts = vec![writer];
-        while let Some(other) = others.join_next().await {
-            match other {
+        while let Some(result) = readers.join_next().await {
+            match result {
                 Ok(transcript) => transcripts.push(transcript),
                 Err(error) => panic!("{}", panic_message(error)),
             }
         }
-        let ended = transcripts
+        let ended_ids = transcripts
             .iter()
             .flat_map(|device| &device.ended_message_ids);
-        let ended = ended.map(String::as_str).collect();
-        let history = whole_history(&self.ports, &self.name, &ended).await;
+        let ended_ids = ended_ids.map(String::as_str).collect();
+        let history = read_complete_history(&self.ports, &self.name, &ended_ids).await;
         UserObservation {
             user: self.name,
             sent,
-            cancelled: self.cancelled,
-            repeated: self.repeated,
+            cancel_requested: self.cancel_requested,
+            resent: self.resent,
             devices: transcripts,
             history,
         }
@@ -230,49 +238,55 @@ impl SimulatedUser {
     async fn run_writer(&mut self, progress: &watch::Sender<Progress>) -> Transcript {
         let mut device = V1Client::new(&self.name);
         device.transcript.redis_may_lose_data = true;
-        let mut next = Instant::now() + self.pace.mul_f64(self.rng.random_range(0.0..1.0));
-        let mut last = None;
+        let mut next_send = Instant::now() + self.pace.mul_f64(self.rng.random_range(0.0..1.0));
+        let mut end_deadline = None;
         let mut sent: Vec<SentMessage> = Vec::new();
-        let mut reloads = 0;
+        let mut handled_reloads = 0;
         loop {
             let stopping = *self.stopped.borrow();
-            let open = self.open(&device.transcript, &sent);
+            let open_messages = self.open_messages(&device.transcript, &sent);
             if stopping {
-                let last = *last.get_or_insert_with(|| Instant::now() + END_TIMEOUT);
-                if open.is_empty() {
+                let deadline = *end_deadline.get_or_insert_with(|| Instant::now() + END_TIMEOUT);
+                if open_messages.is_empty() {
                     break;
                 }
                 assert!(
-                    Instant::now() < last,
+                    Instant::now() < deadline,
                     "{}: not ended within {END_TIMEOUT:?}: {:?}",
                     self.name,
-                    open.iter().map(|message| &message.id).collect::<Vec<_>>()
+                    open_messages
+                        .iter()
+                        .map(|message| &message.id)
+                        .collect::<Vec<_>>()
                 );
             }
-            let few = open.len() < MAX_OPEN;
+            let may_send = open_messages.len() < MAX_OPEN_MESSAGES;
             if !device.is_connected() {
                 if !try_reconnect(&mut device, &self.ports, &mut self.rng).await {
                     continue;
                 }
                 self.connection += 1;
-                self.after_connect(&mut device, &sent, &mut reloads).await;
+                self.reload_and_resend(&mut device, &sent, &mut handled_reloads)
+                    .await;
                 continue;
             }
-            if !stopping && few && Instant::now() >= next {
+            if !stopping && may_send && Instant::now() >= next_send {
                 let message = self.next_message(sent.len());
-                self.journal.record_sent(&message.id, message.long);
+                self.journal
+                    .record_sent(&message.id, message.has_long_answer);
                 sent.push(message.clone());
                 progress.send_modify(|progress| progress.sent.push(message.clone()));
                 send(&mut device, &message).await;
-                next = Instant::now() + self.pace.mul_f64(self.rng.random_range(0.5..1.5));
+                next_send = Instant::now() + self.pace.mul_f64(self.rng.random_range(0.5..1.5));
             }
-            if device.transcript.reloads() > reloads {
-                // During a connection the server said that it can't replay something; the history
-                // has it.
-                self.after_connect(&mut device, &sent, &mut reloads).await;
+            if device.transcript.reloads() > handled_reloads {
+                // The server has sent another `welcome` on this connection, because it cannot replay
+                // every frame.
+                self.reload_and_resend(&mut device, &sent, &mut handled_reloads)
+                    .await;
                 continue;
             }
-            let wait = next
+            let wait = next_send
                 .saturating_duration_since(Instant::now())
                 .clamp(Duration::from_millis(10), Duration::from_millis(250));
             if let ClientEvent::Frame(frame) = device.next_event(wait).await {
@@ -280,7 +294,7 @@ impl SimulatedUser {
                 if frame["type"] == "accepted" && self.rng.random_bool(0.04) {
                     let id = frame["id"].as_str().unwrap_or_default().to_owned();
                     device.cancel(&id).await;
-                    self.cancelled.insert(id);
+                    self.cancel_requested.insert(id);
                 }
                 if is_refusal(&frame) {
                     // The message is not known to be in the log, so it is sent again under the same
@@ -295,50 +309,55 @@ impl SimulatedUser {
             }
         }
         progress.send_modify(|progress| progress.is_complete = true);
-        // A reconnect from the last position must bring nothing new.
+        // The transcript checks that a reconnect from the last position delivers no frame twice.
         device.drop_connection();
         while !try_reconnect(&mut device, &self.ports, &mut self.rng).await {}
         device.transcript
     }
 
-    fn open(&self, transcript: &Transcript, sent: &[SentMessage]) -> Vec<SentMessage> {
-        let mut open = open(transcript, sent);
-        open.retain(|message| !self.reloaded.contains(&message.id));
-        open
+    fn open_messages(&self, transcript: &Transcript, sent: &[SentMessage]) -> Vec<SentMessage> {
+        let mut messages = open_messages(transcript, sent);
+        messages.retain(|message| !self.found_in_history.contains(&message.id));
+        messages
     }
 
     fn next_message(&mut self, n: usize) -> SentMessage {
         let id = format!("{}-{n}", self.name);
-        let long = self.rng.random_bool(LONG_SHARE);
-        let conversation = if long { 2 } else { self.rng.random_range(0..2) };
-        let mark = if long { LONG_SUFFIX } else { "" };
+        let has_long_answer = self.rng.random_bool(LONG_SHARE);
+        let conversation = if has_long_answer {
+            2
+        } else {
+            self.rng.random_range(0..2)
+        };
+        let suffix = if has_long_answer { LONG_SUFFIX } else { "" };
         SentMessage {
-            content: format!("{id} {:08x}{mark}", self.rng.random::<u32>()),
+            content: format!("{id} {:08x}{suffix}", self.rng.random::<u32>()),
             conversation: CONVERSATIONS[conversation].to_owned(),
-            at: Instant::now(),
+            sent_at: Instant::now(),
             connection: self.connection,
-            long,
+            has_long_answer,
             id,
         }
     }
 
-    /// `reloads` is the number of reloads handled so far.
-    async fn after_connect(
+    /// Reads the history if the server has requested more reloads than `handled_reloads`, and resends
+    /// the messages that are not known to be accepted.
+    async fn reload_and_resend(
         &mut self,
         device: &mut V1Client,
         sent: &[SentMessage],
-        reloads: &mut usize,
+        handled_reloads: &mut usize,
     ) {
-        let before = std::mem::replace(reloads, device.transcript.reloads());
-        let open = self.open(&device.transcript, sent);
-        if *reloads > before && !open.is_empty() {
-            // A client reloads the history only when the server says so.
-            let turns = history(&self.ports, &self.name).await;
-            for message in open {
+        let reloads_before = std::mem::replace(handled_reloads, device.transcript.reloads());
+        let open_messages = self.open_messages(&device.transcript, sent);
+        if *handled_reloads > reloads_before && !open_messages.is_empty() {
+            // The history is read only on the server's request, so that other losses are noticed.
+            let turns = read_history(&self.ports, &self.name).await;
+            for message in open_messages {
                 let id = device.transcript.message_id(&message.id);
                 if id.is_some_and(|id| turns.iter().flatten().any(|turn| turn.message_id == id)) {
                     self.journal.record_reloaded(&message.id);
-                    self.reloaded.insert(message.id);
+                    self.found_in_history.insert(message.id);
                 }
             }
         }
@@ -347,11 +366,11 @@ impl SimulatedUser {
 
     /// Sends again, in order, the messages that are not known to be accepted.
     async fn resend_unaccepted(&mut self, device: &mut V1Client, sent: &[SentMessage]) {
-        for message in self.open(&device.transcript, sent) {
-            let known = device.transcript.get(&message.id);
-            if !known.is_some_and(|m| m.is_accepted() || m.is_streaming()) {
+        for message in self.open_messages(&device.transcript, sent) {
+            let shown = device.transcript.get(&message.id);
+            if !shown.is_some_and(|m| m.is_accepted() || m.is_streaming()) {
                 send(device, &message).await;
-                self.repeated.insert(message.id);
+                self.resent.insert(message.id);
             }
         }
     }
@@ -369,17 +388,17 @@ async fn send(device: &mut V1Client, message: &SentMessage) {
     }
 }
 
-/// Limits the frames that the client keeps of its connection.
+/// Limits the frames that the client stores of its connection. The checks do not need them.
 fn trim_frames(device: &mut V1Client) {
     if device.frames.len() > 64 {
         device.frames.drain(..63);
     }
 }
 
-fn open(transcript: &Transcript, sent: &[SentMessage]) -> Vec<SentMessage> {
+fn open_messages(transcript: &Transcript, sent: &[SentMessage]) -> Vec<SentMessage> {
     // Only the newest messages can still be open.
-    let from = sent.len().saturating_sub(4 * MAX_OPEN);
-    sent[from..]
+    let first = sent.len().saturating_sub(4 * MAX_OPEN_MESSAGES);
+    sent[first..]
         .iter()
         .filter(|message| {
             transcript
@@ -393,8 +412,8 @@ fn open(transcript: &Transcript, sent: &[SentMessage]) -> Vec<SentMessage> {
 /// Connects through one of the ports. Returns false if that failed.
 async fn try_reconnect(device: &mut V1Client, ports: &[u16], rng: &mut StdRng) -> bool {
     let port = *ports.choose(rng).expect("a port");
-    let patience = Duration::from_secs(8);
-    if let Ok(Ok(_)) = timeout(patience, device.try_connect(port)).await {
+    let limit = Duration::from_secs(8);
+    if let Ok(Ok(_)) = timeout(limit, device.try_connect(port)).await {
         return true;
     }
     device.drop_connection();
@@ -411,17 +430,23 @@ async fn run_reader(
 ) -> Transcript {
     let mut device = V1Client::new(&name);
     device.transcript.redis_may_lose_data = true;
-    let mut last = None;
+    let mut wait_start = None;
     loop {
         if progress.borrow().is_complete {
-            let begun = *last.get_or_insert_with(Instant::now);
-            let missing = open(&device.transcript, &progress.borrow().sent);
-            let reloaded = device.transcript.reloaded_at.last().copied();
-            // A message that was in flight during a reload may still arrive, or be in the history.
-            let surely = |message: &SentMessage| reloaded.is_none_or(|at| at < message.at);
-            let sure = missing.iter().any(surely);
-            let patience = if sure { END_TIMEOUT } else { HISTORY_TIMEOUT };
-            if missing.is_empty() || begun.elapsed() > patience {
+            let start = *wait_start.get_or_insert_with(Instant::now);
+            let missing = open_messages(&device.transcript, &progress.borrow().sent);
+            let reloaded_at = device.transcript.reloaded_at.last().copied();
+            // The outcome of a message that was sent before a reload may be in the history only.
+            let must_arrive = |message: &SentMessage| {
+                reloaded_at.is_none_or(|reloaded_at| reloaded_at < message.sent_at)
+            };
+            let any_must_arrive = missing.iter().any(must_arrive);
+            let limit = if any_must_arrive {
+                END_TIMEOUT
+            } else {
+                HISTORY_TIMEOUT
+            };
+            if missing.is_empty() || start.elapsed() > limit {
                 break;
             }
         }
@@ -442,73 +467,77 @@ async fn run_reader(
 }
 
 /// All turns of a user by conversation.
-async fn history(ports: &[u16], user: &str) -> Vec<Vec<HistoryTurn>> {
-    let mut all = Vec::new();
+async fn read_history(ports: &[u16], user: &str) -> Vec<Vec<HistoryTurn>> {
+    let mut conversations = Vec::new();
     for conversation in CONVERSATIONS {
-        all.push(
+        conversations.push(
             HistoryClient::new(ports[0], user)
                 .all_turns(conversation)
                 .await,
         );
     }
-    all
+    conversations
 }
 
-/// Reads the history until it has every message in `ended`, or returns what it has after a time
-/// limit: a Redis that lost its data is being rebuilt, or older turns are lost.
-async fn whole_history(ports: &[u16], user: &str, ended: &HashSet<&str>) -> Vec<Vec<HistoryTurn>> {
+/// Reads the history until it has every message in `ended_ids`. Returns an incomplete history after
+/// a time limit: the rebuild of an emptied Redis may take longer, or older turns may be lost.
+async fn read_complete_history(
+    ports: &[u16],
+    user: &str,
+    ended_ids: &HashSet<&str>,
+) -> Vec<Vec<HistoryTurn>> {
     let deadline = Instant::now() + TEST_TIMEOUT;
     loop {
-        let turns = history(ports, user).await;
-        let known = turns.iter().flatten();
-        let known: HashSet<&str> = known.map(|turn| turn.message_id.as_str()).collect();
-        if ended.is_subset(&known) || Instant::now() > deadline {
+        let turns = read_history(ports, user).await;
+        let all_turns = turns.iter().flatten();
+        let turn_ids: HashSet<&str> = all_turns.map(|turn| turn.message_id.as_str()).collect();
+        if ended_ids.is_subset(&turn_ids) || Instant::now() > deadline {
             return turns;
         }
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
 }
 
-/// A classic client. It has no position, so it never receives the answers that arrive after its
-/// connection ended.
-async fn classic(
+/// Runs a classic client. It has no position, so it never receives the answers that arrive after
+/// its connection ended.
+async fn run_classic_client(
     name: String,
     ports: Vec<u16>,
     mut rng: StdRng,
     stopped: watch::Receiver<bool>,
     pace: Duration,
 ) -> ClassicObservation {
-    let mut seen = ClassicObservation {
+    let mut observation = ClassicObservation {
         user: name.clone(),
         connections: Vec::new(),
         history: Vec::new(),
     };
-    let patience = Duration::from_secs(8);
-    let mut said = 0;
+    let limit = Duration::from_secs(8);
+    let mut sent_count = 0;
     while !*stopped.borrow() {
         let port = *ports.choose(&mut rng).expect("a port");
         let Ok(Ok(mut client)) =
-            timeout(patience, ClassicClient::connect(port, "any-token", &name)).await
+            timeout(limit, ClassicClient::connect(port, "any-token", &name)).await
         else {
             tokio::time::sleep(Duration::from_millis(rng.random_range(50..400))).await;
             continue;
         };
         let mut connection = ClassicConnection::default();
-        let mut next = Instant::now() + pace.mul_f64(rng.random_range(0.0..1.0));
-        let mut last = None;
+        let mut next_send = Instant::now() + pace.mul_f64(rng.random_range(0.0..1.0));
+        let mut end_deadline = None;
         loop {
             let stopping = *stopped.borrow();
             if stopping {
-                let last = *last.get_or_insert_with(|| Instant::now() + END_TIMEOUT);
-                if connection.frames.len() >= connection.sent.len() || Instant::now() > last {
+                let deadline = *end_deadline.get_or_insert_with(|| Instant::now() + END_TIMEOUT);
+                if connection.frames.len() >= connection.sent.len() || Instant::now() > deadline {
                     break;
                 }
-            } else if Instant::now() >= next {
-                let content = format!("{name} {said}");
-                said += 1;
+            } else if Instant::now() >= next_send {
+                let content = format!("{name} {sent_count}");
+                sent_count += 1;
                 connection.sent.push((now_ms(), content.clone()));
                 client.send_message(&content).await;
-                next = Instant::now() + pace.mul_f64(rng.random_range(0.5..1.5));
+                next_send = Instant::now() + pace.mul_f64(rng.random_range(0.5..1.5));
             }
             match client.next_event(Duration::from_millis(100)).await {
                 ClientEvent::Frame(frame) => connection.frames.push((now_ms(), frame)),
@@ -516,13 +545,16 @@ async fn classic(
                 ClientEvent::TimedOut => {}
             }
         }
-        connection.until = now_ms();
-        seen.connections.push(connection);
+        connection.ended_ms = now_ms();
+        observation.connections.push(connection);
     }
-    let frames = seen.connections.iter().flat_map(|one| &one.frames);
+    let frames = observation
+        .connections
+        .iter()
+        .flat_map(|connection| &connection.frames);
     let answers = frames.filter(|(_, frame)| frame["type"] == "response");
-    let answered = answers.filter_map(|(_, frame)| frame["message_id"].as_str());
-    let answered = answered.collect();
-    seen.history = whole_history(&ports, &name, &answered).await;
-    seen
+    let answered_ids = answers.filter_map(|(_, frame)| frame["message_id"].as_str());
+    let answered_ids = answered_ids.collect();
+    observation.history = read_complete_history(&ports, &name, &answered_ids).await;
+    observation
 }

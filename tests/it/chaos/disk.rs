@@ -10,7 +10,7 @@ use crate::support::classic::ClientEvent;
 use crate::support::process::ProcessSpec;
 use crate::support::v1::V1Client;
 
-/// A small file system. Drop unmounts it.
+/// A small file system in memory; unmounted when dropped.
 struct Disk(tempfile::TempDir);
 
 impl Disk {
@@ -48,17 +48,18 @@ impl Drop for Disk {
     }
 }
 
+/// Runs a program directly or, if that fails, by `sudo`. Returns whether it succeeded.
 fn sudo(program: &str, args: &[&str], folder: &Path) -> bool {
-    let run = |command: &mut Command| {
+    let succeeds = |command: &mut Command| {
         let status = command.args(args).arg(folder).status();
         status.is_ok_and(|status| status.success())
     };
-    run(&mut Command::new(program)) || run(Command::new("sudo").arg("-n").arg(program))
+    succeeds(&mut Command::new(program)) || succeeds(Command::new("sudo").arg("-n").arg(program))
 }
 
-/// Runs a system on a disk that fills up. With `min_free` 0 the process can't know before it is
-/// full.
-async fn a_full_disk(min_free: &str) {
+/// Fills the disk of a running system and frees it again: every accepted message must end. With
+/// `min_free` 0 the process notices the full disk only when a write fails.
+async fn test_full_disk(min_free: &str) {
     let disk = Disk::mount(192);
     let data = disk.0.path().join("data");
     let spec = ProcessSpec::new(&["all-in-one"]).arg("--data-dir");
@@ -73,7 +74,7 @@ async fn a_full_disk(min_free: &str) {
     );
 
     disk.fill();
-    // Every reply about a message must be true while the disk is full.
+    // A message that is accepted while the disk is full must end later, like every accepted one.
     let mut refused = 0;
     for n in 0..40 {
         if refused == 2 {
@@ -105,9 +106,12 @@ async fn a_full_disk(min_free: &str) {
             }
         }
     }
-    assert!(refused > 0, "the disk never was full");
+    assert!(
+        refused > 0,
+        "every message was accepted, so the disk was not full"
+    );
     disk.free();
-    // The process may have given up; a supervisor would restart it.
+    // The process may have exited because of the full disk, so it is restarted as by a supervisor.
     process.kill();
     let process = spec.start().await;
     device.connect_with_retries(&[process.port()]).await;
@@ -117,27 +121,27 @@ async fn a_full_disk(min_free: &str) {
         device.send_and_wait("after", "hello").await["type"],
         "response"
     );
-    let missing = |id: &&str| {
+    let has_not_ended = |id: &&str| {
         device
             .transcript
             .get(id)
             .is_none_or(|m| m.terminal.is_none())
     };
     assert_eq!(
-        ids.iter().find(|id| missing(id)),
+        ids.iter().find(|id| has_not_ended(id)),
         None,
-        "within {TEST_TIMEOUT:?}"
+        "every accepted message must end within {TEST_TIMEOUT:?}"
     );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn message_is_accepted_only_when_it_is_durable() {
     let folder = tempfile::tempdir().expect("a folder");
-    let (data, failing) = (folder.path().join("data"), folder.path().join("failing"));
+    let (data, failure_marker) = (folder.path().join("data"), folder.path().join("failing"));
     let spec = ProcessSpec::new(&["all-in-one"]).arg("--data-dir");
     let spec = spec.arg(&data.display().to_string()).on_free_port();
     let spec = spec.env("LD_PRELOAD", &compile_preload_library("disk"));
-    let spec = spec.env("SYNC_FAILS_WHILE", &failing.display().to_string());
+    let spec = spec.env("SYNC_FAILS_WHILE", &failure_marker.display().to_string());
     let process = spec.start().await;
     let mut device = V1Client::open(process.port(), "alice").await;
     assert_eq!(
@@ -145,28 +149,28 @@ async fn message_is_accepted_only_when_it_is_durable() {
         "response"
     );
 
-    std::fs::write(&failing, "").expect("a file");
-    device.send_message("meanwhile", "hello").await;
-    let refused = loop {
+    std::fs::write(&failure_marker, "").expect("a file");
+    device.send_message("during-failure", "hello").await;
+    let refusal = loop {
         match device.next_event(TEST_TIMEOUT).await {
-            ClientEvent::Frame(frame) if frame["id"] == "meanwhile" => break frame,
+            ClientEvent::Frame(frame) if frame["id"] == "during-failure" => break frame,
             ClientEvent::Frame(_) => {}
             other => panic!("neither accepted nor refused: {other:?}"),
         }
     };
-    assert_eq!(refused["code"], "unavailable", "{refused}");
-    std::fs::remove_file(&failing).expect("the file");
+    assert_eq!(refusal["code"], "unavailable", "{refusal}");
+    std::fs::remove_file(&failure_marker).expect("the file");
     device.connect_with_retries(&[process.port()]).await;
-    device.send_message("meanwhile", "hello").await;
-    device.wait_for_terminal_frames(&["meanwhile"]).await;
+    device.send_message("during-failure", "hello").await;
+    device.wait_for_terminal_frames(&["during-failure"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn below_the_minimum_free_space_messages_are_refused_and_none_is_lost() {
-    a_full_disk("16777216").await;
+    test_full_disk("16777216").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn disk_full_to_the_last_byte_loses_no_accepted_message() {
-    a_full_disk("0").await;
+    test_full_disk("0").await;
 }

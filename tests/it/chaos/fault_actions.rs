@@ -19,7 +19,9 @@ const ALL_WORKERS: [&str; 3] = ["worker_1", "worker_2", "worker_3"];
 
 /// Longer than a member's session at Kafka (6 s) and a worker's lease (3 s).
 const PAUSE: Duration = Duration::from_millis(7500);
+
 impl FaultInjector<'_> {
+    /// The index of a random member with this role.
     fn random_member(&mut self, role: &str) -> usize {
         let first = match role {
             "gateway" => 0,
@@ -28,8 +30,11 @@ impl FaultInjector<'_> {
         };
         first + self.rng.random_range(0..2)
     }
+
+    /// Applies a fault and reverts it. Returns a description, and the time from which the recovery is
+    /// measured.
     pub(super) async fn apply_and_revert(&mut self, fault: Fault) -> (String, Instant) {
-        let hold = Duration::from_millis(self.rng.random_range(300..2500));
+        let duration = Duration::from_millis(self.rng.random_range(300..2500));
         match fault {
             Fault::GatewayKilled => self.kill("gateway").await,
             Fault::WorkerKilled => self.kill("worker").await,
@@ -43,7 +48,7 @@ impl FaultInjector<'_> {
             Fault::KafkaKilled => {
                 let from = Instant::now();
                 self.fleet.kafka.kill();
-                sleep(hold).await;
+                sleep(duration).await;
                 self.fleet.kafka.spawn_and_wait().await;
                 self.record_cost(FaultCost::Reassignment, &ALL_WORKERS, from);
                 ("the broker".into(), Instant::now())
@@ -51,7 +56,7 @@ impl FaultInjector<'_> {
             Fault::KafkaStopped => {
                 let from = Instant::now();
                 self.fleet.kafka.terminate();
-                sleep(hold).await;
+                sleep(duration).await;
                 self.fleet.kafka.spawn_and_wait().await;
                 self.record_cost(FaultCost::Reassignment, &ALL_WORKERS, from);
                 ("the broker".into(), Instant::now())
@@ -66,29 +71,29 @@ impl FaultInjector<'_> {
             }
             Fault::RedisRestarted => {
                 self.fleet.redis.kill();
-                sleep(hold / 2).await;
+                sleep(duration / 2).await;
                 self.fleet.redis.restart().await;
                 ("with its data".into(), Instant::now())
             }
             Fault::RedisEmptied => {
                 let from = Instant::now();
                 self.fleet.redis.kill();
-                sleep(hold / 2).await;
+                sleep(duration / 2).await;
                 self.fleet.redis.restart_empty().await;
                 self.record_cost(FaultCost::Redis, &ALL_WORKERS, from);
                 ("without its data".into(), Instant::now())
             }
             Fault::RedisPaused => {
                 self.fleet.redis.pause();
-                sleep(hold * 2).await;
+                sleep(duration * 2).await;
                 self.fleet.redis.resume();
                 ("Redis".into(), Instant::now())
             }
-            Fault::LinkCut => self.disturb_link(ProxyMode::Disconnect, hold).await,
-            Fault::LinkSilent => self.disturb_link(ProxyMode::Stall, hold * 2).await,
+            Fault::LinkCut => self.disturb_link(ProxyMode::Disconnect, duration).await,
+            Fault::LinkSilent => self.disturb_link(ProxyMode::Stall, duration * 2).await,
             Fault::LinkSlow => {
                 let slow = ProxyMode::Delay(Duration::from_millis(100));
-                self.disturb_link(slow, hold * 2).await
+                self.disturb_link(slow, duration * 2).await
             }
             Fault::ProviderDown => {
                 let from = Instant::now();
@@ -96,14 +101,14 @@ impl FaultInjector<'_> {
                     member
                         .external_proxy
                         .as_ref()
-                        .expect("a worker's")
+                        .expect("a worker has this proxy")
                         .set_mode(ProxyMode::Disconnect);
                 }
                 // Shorter than the worker's retries, which wait 1 s and 2 s between three attempts.
-                sleep(hold / 4).await;
+                sleep(duration / 4).await;
                 self.fleet.restore_links();
                 self.record_cost(FaultCost::Model, &ALL_WORKERS, from);
-                ("both workers'".into(), Instant::now())
+                ("both workers' connections".into(), Instant::now())
             }
             Fault::ProviderFaulty => {
                 let from = Instant::now();
@@ -111,12 +116,12 @@ impl FaultInjector<'_> {
                     .model_faults
                     .enabled
                     .store(true, Ordering::Relaxed);
-                sleep(hold * 2).await;
+                sleep(duration * 2).await;
                 self.fleet
                     .model_faults
                     .enabled
                     .store(false, Ordering::Relaxed);
-                self.model_at_fault.push((from, Instant::now()));
+                self.model_fault_spans.push((from, Instant::now()));
                 ("errors, 429 and cut-offs".into(), Instant::now())
             }
             Fault::ClockShifted => self.shift_clock().await,
@@ -128,30 +133,30 @@ impl FaultInjector<'_> {
     /// Kills a member (SIGKILL) and restarts it, as a supervisor does.
     async fn kill(&mut self, role: &str) -> (String, Instant) {
         let n = self.random_member(role);
-        let pause = Duration::from_millis(self.rng.random_range(100..3000));
+        let downtime = Duration::from_millis(self.rng.random_range(100..3000));
         let since = Instant::now();
         let name = self.fleet.members[n].name;
         self.fleet.members[n].kill();
-        sleep(pause).await;
-        // Its last requests have reached the model API by now.
+        sleep(downtime).await;
+        // The last requests of the killed member have reached the model API by now.
         self.record_cost(FaultCost::Worker, &[name], since);
         self.fleet.members[n].start().await;
         (name.into(), since)
     }
 
-    /// Terminates a member (SIGTERM), which must exit in order, and restarts it.
+    /// Terminates a member (SIGTERM), which must exit with code 0, and restarts it.
     async fn stop(&mut self, role: &str) -> (String, Instant) {
         let n = self.random_member(role);
         let since = Instant::now();
         let member = &mut self.fleet.members[n];
         member.running().terminate();
         let status = member.running().wait_exit(TEST_TIMEOUT).await;
-        assert_eq!(status.code(), Some(0), "{} exited badly", member.name);
+        assert_eq!(status.code(), Some(0), "{} failed to drain", member.name);
         member.archive_log();
         member.start().await;
         let name = member.name;
-        // The member finishes what it has begun. Other members read the waiting records and those
-        // after them again.
+        // The member finishes the records that it has begun. Other members read the waiting records
+        // again, and all records after them.
         self.record_cost(FaultCost::Reassignment, &[name], since);
         (name.into(), since)
     }
@@ -166,64 +171,65 @@ impl FaultInjector<'_> {
         sleep(PAUSE).await;
         member.running().resume();
         self.record_cost(FaultCost::Worker, &[name], from);
-        // A request that it was about to send arrives after it resumes.
+        // A request that the member was about to send arrives after the member has resumed.
         if let Some(fault) = self.costly_faults.last_mut() {
             fault.until += Duration::from_secs(1);
         }
         (name.into(), Instant::now())
     }
 
-    async fn disturb_link(&mut self, traffic: ProxyMode, hold: Duration) -> (String, Instant) {
+    /// Breaks or slows one connection of a random member for `duration`.
+    async fn disturb_link(&mut self, mode: ProxyMode, duration: Duration) -> (String, Instant) {
         let n = self.rng.random_range(0..6);
-        let mut which = self.rng.random_range(0..3);
+        let mut link_number = self.rng.random_range(0..3);
         let member = &self.fleet.members[n];
         let name = member.name;
         if self.plan.steady_model && member.is_worker() {
-            which = which.max(1);
+            link_number = link_number.max(1);
         }
         let from = Instant::now();
-        let (to, link) = match (which, &member.external_proxy) {
+        let (peer, link) = match (link_number, &member.external_proxy) {
             (0, Some(external_proxy)) if member.is_gateway() => ("its clients", external_proxy),
             (0, Some(external_proxy)) => ("the model", external_proxy),
             (1, _) => ("Kafka", &member.kafka_proxy),
             _ => ("Redis", &member.redis_proxy),
         };
-        link.set_mode(traffic);
-        sleep(hold).await;
+        link.set_mode(mode);
+        sleep(duration).await;
         link.set_mode(ProxyMode::Forward);
-        match to {
+        match peer {
             "the model" => self.record_cost(FaultCost::Model, &[name], from),
             "Kafka" if name.starts_with("worker") => {
                 self.record_cost(FaultCost::Reassignment, &[name], from);
             }
             _ => {}
         }
-        (format!("{name} and {to}"), Instant::now())
+        (format!("{name} and {peer}"), Instant::now())
     }
 
-    /// Restarts a member with its clock shifted by an hour, and later with the right clock.
+    /// Restarts a member with its clock shifted by about an hour, and later with the correct clock.
     async fn shift_clock(&mut self) -> (String, Instant) {
         let n = self.rng.random_range(0..6);
-        let shift = *["-3700", "3700"].choose(&mut self.rng).expect("two");
+        let shift = *["-3700", "3700"].choose(&mut self.rng).expect("two shifts");
         let since = Instant::now();
-        let right = self.fleet.members[n].spec.clone();
+        let original_spec = self.fleet.members[n].spec.clone();
         let member = &mut self.fleet.members[n];
         let name = member.name;
         member.kill();
         self.record_cost(FaultCost::Worker, &[name], since);
         let member = &mut self.fleet.members[n];
-        member.spec = right
+        member.spec = original_spec
             .clone()
             .env("LD_PRELOAD", &compile_preload_library("clock"))
             .env("CLOCK_SHIFT_SECONDS", shift);
         member.start().await;
-        // Long enough for some messages.
+        // The member processes some messages with the shifted clock.
         sleep(Duration::from_secs(3)).await;
         let from = Instant::now();
         self.fleet.members[n].kill();
         self.record_cost(FaultCost::Worker, &[name], from);
         let member = &mut self.fleet.members[n];
-        member.spec = right;
+        member.spec = original_spec;
         member.start().await;
         (format!("{name} by {shift} s"), since)
     }
@@ -235,16 +241,17 @@ impl FaultInjector<'_> {
             .on_other_metrics_port()
             .env("OPENAI_API_KEY", &api_key_of("worker_3"));
         for _ in 0..4 {
-            let mut third = spec.start().await;
+            let mut third_worker = spec.start().await;
             sleep(Duration::from_millis(self.rng.random_range(100..1500))).await;
             let from = Instant::now();
-            third.kill();
+            third_worker.kill();
             self.record_cost(FaultCost::Worker, &["worker_3"], from);
         }
         ("a third worker, four times".into(), Instant::now())
     }
 
-    /// Adds partitions as documented: the gateways are drained and nothing is waiting.
+    /// Adds partitions as documented: the gateways are drained, and every message is answered and
+    /// delivered, before the topics change.
     async fn add_partitions(&mut self) -> (String, Instant) {
         for n in 0..2 {
             self.fleet.members[n].running().drain().await;
@@ -252,29 +259,32 @@ impl FaultInjector<'_> {
         }
         let kafka = self.fleet.kafka_client();
         for (group, topic) in [(WORKERS, MESSAGES), (RELAYS, RESPONSES)] {
-            wait_until("everything is answered", RECOVERY_LIMIT, || async {
+            wait_until("no record is left to process", RECOVERY_LIMIT, || async {
                 kafka.lag(group, topic).await == 0
             })
             .await;
         }
         self.partitions += 3;
-        let now = self.partitions;
+        let partitions = self.partitions;
         for topic in [MESSAGES, RESPONSES] {
-            kafka.add_partitions(topic, now).await;
+            kafka.add_partitions(topic, partitions).await;
         }
         for member in &mut self.fleet.members {
             let spec = member.spec.clone();
-            member.spec = spec.env("KAFKA_TOPIC_PARTITIONS", &now.to_string());
+            member.spec = spec.env("KAFKA_TOPIC_PARTITIONS", &partitions.to_string());
         }
         for n in 0..2 {
             self.fleet.members[n].start().await;
         }
-        (format!("both topics have {now}"), Instant::now())
+        (
+            format!("both topics have {partitions}"),
+            Instant::now(),
+        )
     }
 }
 
-/// Compiles `tests/it/chaos/NAME.c` to a library that replaces a function of the system, with the C
-/// compiler that built librdkafka. Returns the path for `LD_PRELOAD`.
+/// Compiles `tests/it/chaos/NAME.c` to a library that replaces a function of the C library.
+/// Uses the C compiler that built librdkafka. Returns the path for `LD_PRELOAD`.
 pub(super) fn compile_preload_library(name: &str) -> String {
     let library = format!("{}/{name}.so", env!("CARGO_TARGET_TMPDIR"));
     let source = format!("{}/tests/it/chaos/{name}.c", env!("CARGO_MANIFEST_DIR"));

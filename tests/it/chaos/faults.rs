@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+/// A fault that a run can inject into its system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Fault {
     GatewayKilled,
@@ -34,6 +35,7 @@ impl fmt::Display for Fault {
         write!(f, "{self:?}")
     }
 }
+
 /// Relative frequency of each fault; the sum is about a hundred.
 pub(super) const WEIGHTS: [(Fault, u32); 22] = [
     (Fault::GatewayKilled, 8),
@@ -60,7 +62,7 @@ pub(super) const WEIGHTS: [(Fault, u32); 22] = [
     (Fault::RebalanceStorm, 2),
 ];
 
-/// The first faults of a run, so that a short run has each sort.
+/// The first faults of a run, so that a short run has faults of every component.
 pub(super) const FIRST_FAULTS: [Fault; 12] = [
     Fault::WorkerKilled,
     Fault::RelayKilled,
@@ -76,8 +78,8 @@ pub(super) const FIRST_FAULTS: [Fault; 12] = [
     Fault::LinkSilent,
 ];
 
-/// From this number on, faults that have not been injected yet come first, because a random choice
-/// may omit one.
+/// Number of faults after which those that have not been injected yet are chosen first, because a
+/// random choice may omit one.
 pub(super) const COMPLETE_COVERAGE_FROM: usize = 60;
 
 /// Restricts the faults of a run.
@@ -85,7 +87,7 @@ pub(super) const COMPLETE_COVERAGE_FROM: usize = 60;
 pub(super) struct FaultPlan {
     /// Leaves out faults of the model API and of the connection to it.
     pub(super) steady_model: bool,
-    /// Injects only these faults, if any.
+    /// The only faults to inject. If empty, all faults are injected.
     pub(super) only: Vec<Fault>,
 }
 
@@ -95,17 +97,19 @@ impl FaultPlan {
         let steady_model = match std::env::var("CHATMESH_CHAOS_PROVIDER").as_deref() {
             Err(_) | Ok("") => false,
             Ok("steady") => true,
-            Ok(other) => panic!("CHATMESH_CHAOS_PROVIDER={other}: only steady is known"),
+            Ok(other) => {
+                panic!("CHATMESH_CHAOS_PROVIDER={other}: the only allowed value is steady")
+            }
         };
         let only = std::env::var("CHATMESH_CHAOS_ONLY").unwrap_or_default();
         let only = only.split(',').filter(|name| !name.is_empty()).map(|name| {
-            let all = WEIGHTS.iter().map(|(fault, _)| *fault);
-            let all = all.chain([Fault::PartitionsAdded]);
-            let named = all.clone().find(|fault| fault.to_string() == name);
-            named.unwrap_or_else(|| {
-                let known: Vec<String> = all.map(|fault| fault.to_string()).collect();
-                let known = known.join(", ");
-                panic!("CHATMESH_CHAOS_ONLY: no fault is named {name}; there are {known}")
+            let weighted = WEIGHTS.iter().map(|(fault, _)| *fault);
+            let faults = weighted.chain([Fault::PartitionsAdded]);
+            let found = faults.clone().find(|fault| fault.to_string() == name);
+            found.unwrap_or_else(|| {
+                let names: Vec<String> = faults.map(|fault| fault.to_string()).collect();
+                let names = names.join(", ");
+                panic!("CHATMESH_CHAOS_ONLY: no fault is named {name}; allowed: {names}")
             })
         });
         Self {
@@ -114,6 +118,7 @@ impl FaultPlan {
         }
     }
 
+    /// Whether the plan leaves this fault in.
     pub(super) fn allows(&self, fault: Fault) -> bool {
         !(self.steady_model && matches!(fault, Fault::ProviderDown | Fault::ProviderFaulty))
     }

@@ -29,9 +29,9 @@ pub(super) struct FleetMember {
     pub(super) process: Option<ChatmeshProcess>,
     pub(super) kafka_proxy: TcpProxy,
     pub(super) redis_proxy: TcpProxy,
-    /// In front of a gateway for its clients, and in front of the model API for a worker.
+    /// The proxy between a gateway and its clients, or between a worker and the model API.
     pub(super) external_proxy: Option<TcpProxy>,
-    /// The logs of its earlier processes.
+    /// The logs of the member's earlier processes.
     pub(super) logs: Vec<String>,
 }
 
@@ -40,7 +40,7 @@ impl FleetMember {
         self.process = Some(self.spec.start().await);
     }
 
-    /// Keeps the log of a process that has ended.
+    /// Stores the log of a process that has ended.
     pub(super) fn archive_log(&mut self) {
         if let Some(process) = self.process.take() {
             self.logs.push(process.log());
@@ -55,7 +55,7 @@ impl FleetMember {
     }
 
     pub(super) fn running(&mut self) -> &mut ChatmeshProcess {
-        self.process.as_mut().expect("it runs")
+        self.process.as_mut().expect("the process runs")
     }
 
     pub(super) fn is_gateway(&self) -> bool {
@@ -80,14 +80,14 @@ impl FleetMember {
 pub(super) struct ModelFaults {
     pub(super) enabled: AtomicBool,
     calls: AtomicUsize,
-    /// The prompts whose answer was incomplete, each with the number of earlier requests for it.
-    faulty: Mutex<HashSet<(String, usize)>>,
+    /// The calls that failed or were cut off: the prompt, and the number of earlier requests for it.
+    failed_calls: Mutex<HashSet<(String, usize)>>,
 }
 
 impl ModelFaults {
-    pub(super) fn faulty(&self) -> HashSet<(String, usize)> {
-        let faulty = self.faulty.lock();
-        faulty.clone()
+    pub(super) fn failed_calls(&self) -> HashSet<(String, usize)> {
+        let failed_calls = self.failed_calls.lock();
+        failed_calls.clone()
     }
 }
 
@@ -105,7 +105,7 @@ pub(super) struct Fleet {
 /// Partitions of each topic at the start.
 pub(super) const PARTITIONS: usize = 6;
 
-const NAMES: [&str; 6] = [
+const MEMBER_NAMES: [&str; 6] = [
     "gateway_1",
     "gateway_2",
     "worker_1",
@@ -114,16 +114,17 @@ const NAMES: [&str; 6] = [
     "relay_2",
 ];
 
-/// Gives each member a listener of its own at the broker that advertises the member's proxy, so
-/// that no client bypasses its proxy with an address from the broker's metadata.
-fn listeners(direct: &[(u16, u16)]) -> String {
+/// The broker's listeners, one for each pair of a broker port and a proxy port. Each member has a
+/// listener of its own that advertises the member's proxy, so that no client bypasses its proxy
+/// with an address from the broker's metadata.
+fn listener_settings(ports: &[(u16, u16)]) -> String {
     let mut listeners = String::new();
     let mut advertised = String::new();
     let mut protocols = "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT".to_owned();
-    for (n, (behind, link)) in direct.iter().enumerate() {
+    for (n, (broker_port, proxy_port)) in ports.iter().enumerate() {
         use std::fmt::Write as _;
-        write!(listeners, ",L{n}://127.0.0.1:{behind}").unwrap();
-        write!(advertised, ",L{n}://127.0.0.1:{link}").unwrap();
+        write!(listeners, ",L{n}://127.0.0.1:{broker_port}").unwrap();
+        write!(advertised, ",L{n}://127.0.0.1:{proxy_port}").unwrap();
         write!(protocols, ",L{n}:PLAINTEXT").unwrap();
     }
     format!("{listeners}\n{advertised}\n{protocols}")
@@ -136,46 +137,53 @@ impl Fleet {
         let model_faults = Arc::new(ModelFaults::default());
         let model = ScriptedModel::start_with({
             let model_faults = model_faults.clone();
-            move |asked| answer(&model_faults, asked)
+            move |request| scripted_answer(&model_faults, request)
         })
         .await;
         model.discard_bodies();
-        let behind: Vec<(u16, u16)> = NAMES.iter().map(|_| (free_port(), free_port())).collect();
-        let mut kafka = KafkaBroker::prepare_with_listeners(&listeners(&behind));
+        let kafka_ports: Vec<(u16, u16)> = MEMBER_NAMES
+            .iter()
+            .map(|_| (free_port(), free_port()))
+            .collect();
+        let mut kafka = KafkaBroker::prepare_with_listeners(&listener_settings(&kafka_ports));
         kafka.spawn_and_wait().await;
         let mut redis = PrivateRedis::not_started();
         redis.restart().await;
 
         let mut members = Vec::new();
-        for (name, (behind, link)) in NAMES.into_iter().zip(behind) {
-            let kafka_proxy = TcpProxy::start_on(link, behind).await;
+        for (name, (broker_port, proxy_port)) in MEMBER_NAMES.into_iter().zip(kafka_ports) {
+            let kafka_proxy = TcpProxy::start_on(proxy_port, broker_port).await;
             let redis_proxy = TcpProxy::start(redis.port()).await;
             let (spec, external_proxy) = match name.split('_').next() {
                 Some("gateway") => {
                     let spec = ProcessSpec::gateway();
-                    let clients = TcpProxy::start(spec.port()).await;
-                    (spec, Some(clients))
+                    let client_proxy = TcpProxy::start(spec.port()).await;
+                    (spec, Some(client_proxy))
                 }
                 Some("worker") => {
-                    let provider = TcpProxy::start(model.port()).await;
-                    let url = format!("http://127.0.0.1:{}/v1", provider.port());
+                    let provider_proxy = TcpProxy::start(model.port()).await;
+                    let url = format!("http://127.0.0.1:{}/v1", provider_proxy.port());
                     let spec = ProcessSpec::ai_worker()
                         .env("OPENAI_BASE_URL", &url)
                         .env("OPENAI_API_KEY", &api_key_of(name));
-                    (spec, Some(provider))
+                    (spec, Some(provider_proxy))
                 }
                 _ => (ProcessSpec::relay(), None),
             };
             let spec = spec
-                .env("KAFKA_BOOTSTRAP_SERVERS", &format!("127.0.0.1:{link}"))
+                .env(
+                    "KAFKA_BOOTSTRAP_SERVERS",
+                    &format!("127.0.0.1:{proxy_port}"),
+                )
                 .env("KAFKA_TOPIC_PARTITIONS", &PARTITIONS.to_string())
                 .env("REDIS_HOST", "127.0.0.1")
                 .env("REDIS_PORT", &redis_proxy.port().to_string())
                 .env("LOG_LEVEL", "info")
                 .env("SERVER_ID", name)
                 .with_name(name);
-            let set = |spec: ProcessSpec, (name, value): &(&str, &str)| spec.env(name, value);
-            let spec = settings.iter().fold(spec, set);
+            let add_setting =
+                |spec: ProcessSpec, (name, value): &(&str, &str)| spec.env(name, value);
+            let spec = settings.iter().fold(spec, add_setting);
             members.push(FleetMember {
                 name,
                 spec,
@@ -189,20 +197,23 @@ impl Fleet {
         for member in &mut members {
             member.start().await;
         }
-        // Members that join one after another cause reassignments, which must be over.
+        // Each member that joins a group causes a reassignment. The run starts after the last one.
         let client = kafka.kafka_client();
         for group in [WORKERS, RELAYS] {
-            let joined = format!("both members of {group} have their assignment");
-            wait_until(&joined, TEST_TIMEOUT, || client.is_group_stable(group, 2)).await;
+            let description = format!("both members of {group} have their assignment");
+            wait_until(&description, TEST_TIMEOUT, || {
+                client.is_group_stable(group, 2)
+            })
+            .await;
         }
-        let clients = |n: usize| {
+        let client_port = |n: usize| {
             members[n]
                 .external_proxy
                 .as_ref()
                 .expect("a gateway")
                 .port()
         };
-        let nginx = Nginx::start([clients(0), clients(1)]).await;
+        let nginx = Nginx::start([client_port(0), client_port(1)]).await;
         Self {
             kafka,
             redis,
@@ -214,16 +225,22 @@ impl Fleet {
         }
     }
 
-    /// The ports that clients connect to: mostly the load balancer.
+    /// The ports that clients choose from. The load balancer is listed twice, so that clients mostly
+    /// connect through it.
     pub(super) fn client_ports(&self) -> Vec<u16> {
-        let direct = |n: usize| {
+        let gateway_port = |n: usize| {
             self.members[n]
                 .external_proxy
                 .as_ref()
                 .expect("a gateway")
                 .port()
         };
-        vec![self.nginx.port, self.nginx.port, direct(0), direct(1)]
+        vec![
+            self.nginx.port,
+            self.nginx.port,
+            gateway_port(0),
+            gateway_port(1),
+        ]
     }
 
     pub(super) fn kafka_client(&self) -> KafkaClient {
@@ -255,7 +272,10 @@ impl Fleet {
                 }
             }
         }
-        let mut warnings: Vec<_> = counts.into_iter().map(|(said, n)| (n, said)).collect();
+        let mut warnings: Vec<_> = counts
+            .into_iter()
+            .map(|(text, count)| (count, text))
+            .collect();
         warnings.sort_by(|a, b| b.cmp(a));
         warnings
     }
@@ -265,14 +285,14 @@ impl Fleet {
     pub(super) fn save_logs(&self, seed: u64, texts: &[(&str, &str)]) -> PathBuf {
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("chaos-{seed}"));
         std::fs::create_dir_all(&folder).expect("a folder");
-        let keep = |name: &str, text: &str| {
+        let write_file = |name: &str, text: &str| {
             std::fs::write(folder.join(name), text).expect("write a file");
         };
         for member in &self.members {
-            keep(&format!("{}.log", member.name), &member.complete_log());
+            write_file(&format!("{}.log", member.name), &member.complete_log());
         }
         for (name, text) in texts {
-            keep(name, text);
+            write_file(name, text);
         }
         folder
     }
@@ -296,10 +316,11 @@ impl Fleet {
     }
 }
 
-/// Generates an answer whose words name their model call, so that a mix of two calls is detected:
-/// `c17.0 c17.1 … end` and the prompt.
-fn answer(model_faults: &ModelFaults, asked: &ModelRequest) -> Answer {
-    let prompt = &asked.prompt;
+/// Generates an answer whose words name their model call, so that the checks detect a mix of two
+/// calls: `c17.0 c17.1 … end` and the prompt. While faults are enabled, one of ten calls fails, one
+/// is rate-limited and two are cut off.
+fn scripted_answer(model_faults: &ModelFaults, request: &ModelRequest) -> Answer {
+    let prompt = &request.prompt;
     let call = model_faults.calls.fetch_add(1, Ordering::Relaxed);
     let words = 4 + call % 9;
     let model_fault = if model_faults.enabled.load(Ordering::Relaxed) {
@@ -308,15 +329,15 @@ fn answer(model_faults: &ModelFaults, asked: &ModelRequest) -> Answer {
         9
     };
     if model_fault < 4 {
-        let mut faulty = model_faults.faulty.lock();
-        faulty.insert((prompt.clone(), asked.previous_requests));
+        let mut failed_calls = model_faults.failed_calls.lock();
+        failed_calls.insert((prompt.clone(), request.previous_requests));
     }
     match model_fault {
         0 => return Answer::error(500, "server_error", "an injected fault"),
         1 => return Answer::rate_limited().header("retry-after-ms", "200"),
         _ => {}
     }
-    let pace = if prompt.ends_with(LONG_SUFFIX) {
+    let interval = if prompt.ends_with(LONG_SUFFIX) {
         LONG_ANSWER_INTERVAL
     } else {
         CHUNK_INTERVAL
@@ -324,7 +345,7 @@ fn answer(model_faults: &ModelFaults, asked: &ModelRequest) -> Answer {
     let mut script = Script::new().role();
     for n in 0..words {
         if model_fault < 4 && n == words / 2 {
-            return script.disconnect().chunk_interval(pace).into();
+            return script.disconnect().chunk_interval(interval).into();
         }
         script = script.token(&format!("c{call}.{n} "));
     }
@@ -333,13 +354,14 @@ fn answer(model_faults: &ModelFaults, asked: &ModelRequest) -> Answer {
         .finish("stop")
         .usage()
         .done()
-        .chunk_interval(pace)
+        .chunk_interval(interval)
         .into()
 }
 
-/// Interval between two words; an answer takes 0.1 to 0.3 s.
+/// Interval between two words of an answer, which takes 0.1 to 0.3 s.
 const CHUNK_INTERVAL: Duration = Duration::from_millis(20);
 /// The suffix of a prompt that requests a long answer.
 pub(super) const LONG_SUFFIX: &str = " at length";
-/// Interval of a long answer, which takes 1 to 3 s: longer than the interval between two commits.
+/// Interval between two words of a long answer, which takes 1 to 3 s: longer than the interval
+/// between two commits.
 const LONG_ANSWER_INTERVAL: Duration = Duration::from_millis(250);

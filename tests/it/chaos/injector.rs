@@ -15,24 +15,27 @@ use super::faults::{COMPLETE_COVERAGE_FROM, FIRST_FAULTS, Fault, FaultPlan, WEIG
 use super::fleet::{Fleet, PARTITIONS};
 use super::journal::{Journal, MessageTimeline};
 
-/// Number of faults before a message's log lines that are printed with them, and of faults in
-/// total; a limit is needed because a clock may have been shifted.
-const FAULTS_BEFORE: usize = 2;
+/// Number of faults before a message's first log line that are printed with its log lines.
+const PRINTED_EARLIER_FAULTS: usize = 2;
+/// Limit for the faults that are printed with the log lines of a message. The log lines of a member
+/// with a shifted clock may span the whole run.
 const MAX_PRINTED_FAULTS: usize = 20;
+
 /// A fault that was injected, and the recovery from it.
 #[derive(Debug, Clone)]
 struct InjectedFault {
     fault: Fault,
-    /// Time from the kill, or from the return of what was unavailable, until every message that was
-    /// open had ended. `None` if another fault followed before that; its recovery covers both.
+    /// Time from the kill, or from the end of the outage, until every open message had ended. `None`
+    /// if another fault followed before that, whose recovery covers both.
     recovery: Option<Duration>,
-    /// The system had recovered from all earlier faults.
+    /// Whether the system had recovered from all earlier faults.
     was_alone: bool,
 }
 
 /// Messages that did not end in time after a fault.
 pub(super) struct UnendedMessages {
-    pub(super) injected: String,
+    /// The last fault and its description.
+    pub(super) fault: String,
     pub(super) timelines: Vec<(String, MessageTimeline)>,
 }
 
@@ -47,14 +50,14 @@ pub(super) struct FaultInjector<'a> {
     pub(super) costly_faults: Vec<CostlyFault>,
     /// The time spans in which the model API or the connection to it failed, so that answers may
     /// fail.
-    pub(super) model_at_fault: Vec<(Instant, Instant)>,
+    pub(super) model_fault_spans: Vec<(Instant, Instant)>,
     /// The start of each fault (RFC 3339) and its description.
     fault_log: Vec<(String, String)>,
 }
 
-/// Probability that another fault follows before the system has recovered, and the number of faults
-/// that may overlap.
+/// Probability that another fault follows before the system has recovered.
 const OVERLAP_PROBABILITY: f64 = 0.6;
+/// Maximum number of faults from which the system has not recovered yet.
 const MAX_OVERLAPPING: usize = 4;
 
 /// Limit for the recovery from faults.
@@ -75,11 +78,12 @@ impl<'a> FaultInjector<'a> {
             injected: Vec::new(),
             partitions: PARTITIONS,
             costly_faults: Vec::new(),
-            model_at_fault: Vec::new(),
+            model_fault_spans: Vec::new(),
             fault_log: Vec::new(),
         }
     }
 
+    /// Chooses the fault after the first `n`.
     fn choose_fault(&mut self, n: usize) -> Fault {
         if let Some(only) = self.plan.only.choose(&mut self.rng) {
             return *only;
@@ -91,6 +95,7 @@ impl<'a> FaultInjector<'a> {
         {
             return *first;
         }
+        // Partitions are added once, in the middle of a long run.
         if n >= 40 && self.partitions == PARTITIONS {
             return Fault::PartitionsAdded;
         }
@@ -106,8 +111,8 @@ impl<'a> FaultInjector<'a> {
             return *fault;
         }
         loop {
-            let drawn = WEIGHTS.choose_weighted(&mut self.rng, |(_, weight)| *weight);
-            let fault = drawn.expect("weights").0;
+            let entry = WEIGHTS.choose_weighted(&mut self.rng, |(_, weight)| *weight);
+            let fault = entry.expect("weights").0;
             if self.plan.allows(fault) {
                 return fault;
             }
@@ -116,14 +121,14 @@ impl<'a> FaultInjector<'a> {
 
     /// Records that the fault may have caused further calls of these workers.
     pub(super) fn record_cost(&mut self, cost: FaultCost, workers: &[&'static str], from: Instant) {
-        // Requests that were on their way arrive after the connection is restored.
-        let on_its_way = match cost {
+        // Requests in transit arrive after the connection is restored.
+        let transit_time = match cost {
             FaultCost::Model => Duration::from_secs(1),
             FaultCost::Worker | FaultCost::Redis | FaultCost::Reassignment => Duration::ZERO,
         };
-        let until = Instant::now() + on_its_way;
+        let until = Instant::now() + transit_time;
         if cost == FaultCost::Model {
-            self.model_at_fault.push((from, until));
+            self.model_fault_spans.push((from, until));
         }
         self.costly_faults.push(CostlyFault {
             workers: workers.to_vec(),
@@ -133,27 +138,30 @@ impl<'a> FaultInjector<'a> {
         });
     }
 
-    /// Injects the next fault and waits until the system has recovered. Once each sort was
-    /// injected, further faults may follow before the recovery.
+    /// Injects the next fault and waits until the system has recovered. After the first faults of a
+    /// run, further ones may follow before the recovery.
     pub(super) async fn inject_next(&mut self) -> Result<(), UnendedMessages> {
         let n = self.injected.len();
         let mut fault = self.choose_fault(n);
-        let (mut what, mut since) = self.inject(fault).await;
+        let (mut description, mut since) = self.inject(fault).await;
         let mut overlapping = 1;
-        let many = match self.plan.only.len() {
+        let may_overlap = match self.plan.only.len() {
             0 => n >= FIRST_FAULTS.len(),
             only => only > 1,
         };
-        while many && overlapping < MAX_OVERLAPPING && self.rng.random_bool(OVERLAP_PROBABILITY) {
+        while may_overlap
+            && overlapping < MAX_OVERLAPPING
+            && self.rng.random_bool(OVERLAP_PROBABILITY)
+        {
             self.injected.push(InjectedFault {
                 fault,
                 recovery: None,
                 was_alone: false,
             });
             let next = self.choose_fault(self.injected.len());
-            let (other, later) = self.inject(next).await;
-            what = format!("{other}; overlapping {fault}, {what}");
-            (fault, since) = (next, later);
+            let (next_description, next_since) = self.inject(next).await;
+            description = format!("{next_description}; overlapping {fault}, {description}");
+            (fault, since) = (next, next_since);
             overlapping += 1;
         }
         let until = Instant::now().max(since) + Duration::from_millis(500);
@@ -164,7 +172,7 @@ impl<'a> FaultInjector<'a> {
         {
             Ok(recovery) => {
                 eprintln!(
-                    "chaos: {:3} {fault} ({what}): {} ms",
+                    "chaos: {:3} {fault} ({description}): {} ms",
                     self.injected.len() + 1,
                     recovery.as_millis()
                 );
@@ -177,7 +185,7 @@ impl<'a> FaultInjector<'a> {
                 Ok(())
             }
             Err(timelines) => Err(UnendedMessages {
-                injected: format!("{fault} ({what})"),
+                fault: format!("{fault} ({description})"),
                 timelines,
             }),
         }
@@ -189,23 +197,27 @@ impl<'a> FaultInjector<'a> {
         let faults: Vec<&str> = self
             .fault_log
             .iter()
-            .map(|(_, what)| what.as_str())
+            .map(|(_, description)| description.as_str())
             .collect();
         let faults = faults.join("\n");
-        let mut all = vec![("faults.txt", faults.as_str())];
-        all.extend(texts);
-        self.fleet.save_logs(seed, &all)
+        let mut files = vec![("faults.txt", faults.as_str())];
+        files.extend(texts);
+        self.fleet.save_logs(seed, &files)
     }
 
     /// The log lines of a message from all roles, and the faults during and shortly before them.
     pub(super) fn log_lines_of(&self, ids: &[String]) -> String {
         let mut lines = self.fleet.log_lines_of(ids);
-        if let (Some((first, _)), Some((last, _))) = (lines.first(), lines.last()) {
-            let started = self.fault_log.partition_point(|(from, _)| from < first);
-            let ended = self.fault_log.partition_point(|(from, _)| from <= last);
-            let ended = ended.min(started + MAX_PRINTED_FAULTS);
-            let struck = &self.fault_log[started.saturating_sub(FAULTS_BEFORE)..ended];
-            lines.extend(struck.iter().cloned());
+        if let (Some((first_time, _)), Some((last_time, _))) = (lines.first(), lines.last()) {
+            let first_fault = self
+                .fault_log
+                .partition_point(|(from, _)| from < first_time);
+            let end = self
+                .fault_log
+                .partition_point(|(from, _)| from <= last_time);
+            let end = end.min(first_fault + MAX_PRINTED_FAULTS);
+            let faults = &self.fault_log[first_fault.saturating_sub(PRINTED_EARLIER_FAULTS)..end];
+            lines.extend(faults.iter().cloned());
             lines.sort();
         }
         let lines: Vec<String> = lines.into_iter().map(|(_, line)| line).collect();
@@ -213,7 +225,7 @@ impl<'a> FaultInjector<'a> {
     }
 
     /// The number of faults injected.
-    pub(super) fn faults(&self) -> usize {
+    pub(super) fn fault_count(&self) -> usize {
         self.injected.len()
     }
 
@@ -226,32 +238,34 @@ impl<'a> FaultInjector<'a> {
             }
         }
     }
-    /// Applies a fault and reverts it. Returns its description, and the moment from which the
-    /// recovery counts.
+
+    /// Applies a fault and reverts it. Returns its description, and the time from which the
+    /// recovery is measured.
     async fn inject(&mut self, fault: Fault) -> (String, Instant) {
         let from = now_rfc3339();
-        let (what, since) = self.apply_and_revert(fault).await;
-        let line = format!("{from} until {} {fault} ({what})", now_rfc3339());
+        let (description, since) = self.apply_and_revert(fault).await;
+        let line = format!("{from} until {} {fault} ({description})", now_rfc3339());
         self.fault_log.push((from, line));
-        (what, since)
+        (description, since)
     }
+
     /// For each fault the number of injections, and the sorted recovery times in ms without an
     /// overlapping fault. The key `None` has the recoveries from several overlapping faults.
     pub(super) fn recoveries(&self) -> BTreeMap<Option<Fault>, (usize, Vec<u128>)> {
-        let mut all: BTreeMap<Option<Fault>, (usize, Vec<u128>)> = BTreeMap::new();
+        let mut recoveries: BTreeMap<Option<Fault>, (usize, Vec<u128>)> = BTreeMap::new();
         for injected in &self.injected {
-            all.entry(Some(injected.fault)).or_default().0 += 1;
+            recoveries.entry(Some(injected.fault)).or_default().0 += 1;
             let Some(recovery) = injected.recovery else {
                 continue;
             };
-            let was_alone = injected.was_alone.then_some(injected.fault);
-            let (times, measured) = all.entry(was_alone).or_default();
-            *times += usize::from(!injected.was_alone);
-            measured.push(recovery.as_millis());
+            let key = injected.was_alone.then_some(injected.fault);
+            let (count, recovery_times) = recoveries.entry(key).or_default();
+            *count += usize::from(!injected.was_alone);
+            recovery_times.push(recovery.as_millis());
         }
-        for (_, measured) in all.values_mut() {
-            measured.sort_unstable();
+        for (_, recovery_times) in recoveries.values_mut() {
+            recovery_times.sort_unstable();
         }
-        all
+        recoveries
     }
 }

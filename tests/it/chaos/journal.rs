@@ -10,13 +10,14 @@ use tokio::time::Instant;
 /// Limit for a long answer, which several faults in a row may interrupt.
 const LONG_ANSWER_LIMIT: Duration = Duration::from_secs(120);
 
+/// The times at which a message was sent, accepted and ended.
 #[derive(Debug, Clone)]
 pub(super) struct MessageTimeline {
-    pub(super) sent: Instant,
-    /// The answer takes seconds by itself, so it does not measure a recovery.
-    pub(super) long: bool,
-    pub(super) accepted: Option<Instant>,
-    pub(super) ended: Option<Instant>,
+    pub(super) sent_at: Instant,
+    /// The answer takes seconds even without a fault, so its end does not measure a recovery.
+    pub(super) has_long_answer: bool,
+    pub(super) accepted_at: Option<Instant>,
+    pub(super) ended_at: Option<Instant>,
     pub(super) message_id: Option<String>,
 }
 
@@ -33,9 +34,9 @@ struct Timelines {
 }
 
 impl Timelines {
-    fn end(&mut self, id: &str) {
+    fn record_end(&mut self, id: &str) {
         if let Some(mut timeline) = self.open.remove(id) {
-            timeline.ended = Some(Instant::now());
+            timeline.ended_at = Some(Instant::now());
             self.ended.push(timeline);
         }
     }
@@ -46,12 +47,12 @@ impl Journal {
         self.timelines.lock()
     }
 
-    pub(super) fn record_sent(&self, id: &str, long: bool) {
+    pub(super) fn record_sent(&self, id: &str, has_long_answer: bool) {
         let timeline = MessageTimeline {
-            sent: Instant::now(),
-            long,
-            accepted: None,
-            ended: None,
+            sent_at: Instant::now(),
+            has_long_answer,
+            accepted_at: None,
+            ended_at: None,
             message_id: None,
         };
         self.timelines().open.insert(id.to_owned(), timeline);
@@ -73,15 +74,15 @@ impl Journal {
             .message_id
             .get_or_insert_with(|| message_id.to_owned());
         match kind {
-            "accepted" => drop(timeline.accepted.get_or_insert_with(Instant::now)),
-            "response" | "cancelled" | "error" => timelines.end(id),
+            "accepted" => drop(timeline.accepted_at.get_or_insert_with(Instant::now)),
+            "response" | "cancelled" | "error" => timelines.record_end(id),
             _ => {}
         }
     }
 
-    /// The client learnt the outcome from the history.
+    /// Records that the client has read the outcome from the history.
     pub(super) fn record_reloaded(&self, id: &str) {
-        self.timelines().end(id);
+        self.timelines().record_end(id);
     }
 
     /// The number of all messages, and of those that have ended.
@@ -111,29 +112,34 @@ impl Journal {
             }
             let timelines = self.timelines();
             let overdue = |timeline: &MessageTimeline| {
-                let patient = timeline.long && now <= timeline.sent + LONG_ANSWER_LIMIT;
-                timeline.sent <= until && !patient && (timeline.long || now > deadline)
+                let is_overdue = if timeline.has_long_answer {
+                    now > timeline.sent_at + LONG_ANSWER_LIMIT
+                } else {
+                    now > deadline
+                };
+                timeline.sent_at <= until && is_overdue
             };
-            let stuck = timelines
+            let overdue_messages = timelines
                 .open
                 .iter()
                 .filter(|(_, timeline)| overdue(timeline));
-            let stuck: Vec<_> = stuck
+            let overdue_messages: Vec<_> = overdue_messages
                 .map(|(id, timeline)| (id.clone(), timeline.clone()))
                 .collect();
-            if !stuck.is_empty() {
-                return Err(stuck);
+            if !overdue_messages.is_empty() {
+                return Err(overdue_messages);
             }
-            let of_interest =
-                |timeline: &&MessageTimeline| timeline.sent <= until && !timeline.long;
+            let is_awaited = |timeline: &&MessageTimeline| {
+                timeline.sent_at <= until && !timeline.has_long_answer
+            };
             if !timelines
                 .open
                 .values()
-                .any(|timeline| of_interest(&timeline))
+                .any(|timeline| is_awaited(&timeline))
             {
-                let ends = timelines.ended.iter().filter(of_interest);
-                let last = ends.filter_map(|timeline| timeline.ended).max();
-                return Ok(last.unwrap_or(since).saturating_duration_since(since));
+                let ended = timelines.ended.iter().filter(is_awaited);
+                let last_end = ended.filter_map(|timeline| timeline.ended_at).max();
+                return Ok(last_end.unwrap_or(since).saturating_duration_since(since));
             }
         }
     }

@@ -1,10 +1,11 @@
 //! Chaos tests: a system of two gateways, workers and relays under load, with clients that connect
-//! and disconnect, while one fault after another is injected. The promises must hold throughout.
+//! and disconnect, while one fault after another is injected. The promises of docs/reliability.md
+//! must hold throughout.
 //!
 //! `tests/run --chaos` runs the long form. A failure prints the seed. `CHATMESH_CHAOS_SEED` repeats
 //! the same faults in the same order, though not at the same moments, because the processes are
-//! real. `CHATMESH_CHAOS_PROVIDER=steady` leaves out the faults of the model API,
-//! `CHATMESH_CHAOS_ONLY=KafkaKilled,RelayStopped` all but the listed ones.
+//! real. `CHATMESH_CHAOS_PROVIDER=steady` leaves out the faults of the model API, and
+//! `CHATMESH_CHAOS_ONLY=KafkaKilled,RelayStopped` injects only the listed faults.
 //! `CHATMESH_CHAOS_SET=MAX_WORKERS=200` changes settings of every role.
 
 use std::sync::Arc;
@@ -37,8 +38,8 @@ use journal::Journal;
 use crate::seeds::number_from_env;
 use crate::support::stack::{MESSAGES, RESPONSES};
 
-/// The number in an environment variable, or the default.
-fn number(name: &str, default: u64) -> u64 {
+/// The number in an environment variable, or the default if the variable is not set.
+fn number_or_default(name: &str, default: u64) -> u64 {
     number_from_env(name).unwrap_or(default)
 }
 
@@ -46,36 +47,38 @@ fn number(name: &str, default: u64) -> u64 {
 async fn short_chaos_run_loses_nothing_duplicates_nothing_and_keeps_the_order() {
     let size = LoadSize {
         users: 30,
-        classic: 6,
+        classic_users: 6,
         pace: Duration::from_millis(1500),
     };
-    let seed = number("CHATMESH_CHAOS_SEED", 1);
+    let seed = number_or_default("CHATMESH_CHAOS_SEED", 1);
     run_chaos(seed, size, Duration::from_secs(75)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "up to twenty minutes: tests/run --chaos"]
 async fn long_chaos_run_loses_nothing_duplicates_nothing_and_keeps_the_order() {
-    let users = usize::try_from(number("CHATMESH_CHAOS_USERS", 200)).expect("a number of users");
-    let classic = number("CHATMESH_CHAOS_CLASSIC", users as u64 / 8);
+    let users =
+        usize::try_from(number_or_default("CHATMESH_CHAOS_USERS", 200)).expect("a number of users");
+    let classic = number_or_default("CHATMESH_CHAOS_CLASSIC", users as u64 / 8);
     let size = LoadSize {
         users,
-        classic: usize::try_from(classic).expect("a number of users"),
-        pace: Duration::from_millis(number("CHATMESH_CHAOS_PACE_MS", 3000)),
+        classic_users: usize::try_from(classic).expect("a number of users"),
+        pace: Duration::from_millis(number_or_default("CHATMESH_CHAOS_PACE_MS", 3000)),
     };
     let random = uuid::Uuid::new_v4().as_u128() as u64 % 1_000_000;
-    let seed = number("CHATMESH_CHAOS_SEED", random);
-    let seconds = number("CHATMESH_CHAOS_SECONDS", 900);
+    let seed = number_or_default("CHATMESH_CHAOS_SEED", random);
+    let seconds = number_or_default("CHATMESH_CHAOS_SECONDS", 900);
     run_chaos(seed, size, Duration::from_secs(seconds)).await;
 }
 
 /// Runs load and faults for `period`, and checks all promises afterwards.
 async fn run_chaos(seed: u64, size: LoadSize, period: Duration) {
     eprintln!("chaos: seed {seed}");
-    let set = std::env::var("CHATMESH_CHAOS_SET").unwrap_or_default();
-    let settings = set.split(',').filter(|one| !one.is_empty()).map(|one| {
-        let setting = one.split_once('=');
-        setting.unwrap_or_else(|| panic!("CHATMESH_CHAOS_SET: {one:?} is not NAME=VALUE"))
+    let overrides = std::env::var("CHATMESH_CHAOS_SET").unwrap_or_default();
+    let entries = overrides.split(',').filter(|entry| !entry.is_empty());
+    let settings = entries.map(|entry| {
+        let setting = entry.split_once('=');
+        setting.unwrap_or_else(|| panic!("CHATMESH_CHAOS_SET: {entry:?} is not NAME=VALUE"))
     });
     let mut fleet = Fleet::start_with(&settings.collect::<Vec<_>>()).await;
     let journal = Arc::new(Journal::default());
@@ -85,36 +88,36 @@ async fn run_chaos(seed: u64, size: LoadSize, period: Duration) {
     let started = Instant::now();
     let mut failure = None;
     while started.elapsed() < period && failure.is_none() {
-        if let Err(UnendedMessages {
-            injected,
-            timelines,
-        }) = injector.inject_next().await
-        {
+        if let Err(UnendedMessages { fault, timelines }) = injector.inject_next().await {
             let ids: Vec<String> = timelines
                 .iter()
                 .filter_map(|(id, timeline)| timeline.message_id.clone().or(Some(id.clone())))
                 .take(3)
                 .collect();
             failure = Some(format!(
-                "after {injected}: {} messages have not ended, such as {:?}\n{}",
+                "after {fault}: {} messages have not ended, such as {:?}\n{}",
                 timelines.len(),
                 timelines.first(),
                 injector.log_lines_of(&ids)
             ));
         }
-        // A client that failed does not read any more, which explains messages without an outcome.
-        failure = simulated_users.failed().or(failure);
+        // A failed client stops reading, so its failure explains messages without an outcome and is
+        // reported instead of them.
+        failure = simulated_users.failure().or(failure);
     }
-    let ended = match failure {
-        Some(failure) => Err(format!("fault {}: {failure}", injector.faults() + 1)),
-        None => simulated_users.finish().await.map_err(|all| all.join("\n")),
+    let observations = match failure {
+        Some(failure) => Err(format!("fault {}: {failure}", injector.fault_count() + 1)),
+        None => simulated_users
+            .finish()
+            .await
+            .map_err(|failures| failures.join("\n")),
     };
-    let (users, classic) = ended.unwrap_or_else(|failure| {
+    let (users, classic_users) = observations.unwrap_or_else(|failure| {
         let verdict = format!("seed {seed}, {failure}\n");
         let folder = injector.save_logs(seed, &[("verdict.txt", &verdict)]);
-        panic!("{verdict}everything: {}", folder.display())
+        panic!("{verdict}logs and verdict: {}", folder.display())
     });
-    let took = started.elapsed();
+    let duration = started.elapsed();
 
     let kafka = injector.fleet.kafka_client();
     let limit = Duration::from_secs(3);
@@ -123,32 +126,32 @@ async fn run_chaos(seed: u64, size: LoadSize, period: Duration) {
     let mut checker = Checker::new(
         (&messages, &responses),
         &injector.costly_faults,
-        &injector.model_at_fault,
+        &injector.model_fault_spans,
         clock,
     );
     for user in &users {
         checker.check_user(user);
     }
-    for client in &classic {
+    for client in &classic_users {
         checker.check_classic(client);
     }
     checker.check_totals();
     let mut calls = calls::check_model_calls(
         &injector.fleet.model.requests(),
-        &injector.fleet.model_faults.faulty(),
+        &injector.fleet.model_faults.failed_calls(),
         &injector.costly_faults,
         (&messages, &responses),
         clock,
     );
-    checker.add(std::mem::take(&mut calls.violations));
-    report(&injector, &checker, &calls, took);
+    checker.add_violations(std::mem::take(&mut calls.violations));
+    report(&injector, &checker, &calls, duration);
     assert!(
         checker.totals.answered > 0,
         "seed {seed}: nothing was answered"
     );
     if let Some(violation) = checker.violations().first() {
         let verdict = format!(
-            "seed {seed}: {} promises broken: {}\nthe log lines of the first:\n{}\n",
+            "seed {seed}: {} promises broken: {}\nthe log lines of the first one:\n{}\n",
             checker.violations().len(),
             checker.format_violations(10),
             injector.log_lines_of(&violation.ids)
@@ -156,14 +159,14 @@ async fn run_chaos(seed: u64, size: LoadSize, period: Duration) {
         let all = checker.format_violations(usize::MAX);
         let folder =
             injector.save_logs(seed, &[("violations.txt", &all), ("verdict.txt", &verdict)]);
-        panic!("{verdict}everything: {}", folder.display());
+        panic!("{verdict}logs and verdict: {}", folder.display());
     }
     // The limits apply to release builds with the default settings.
-    if !cfg!(debug_assertions) && set.is_empty() {
-        let slow = slow_recoveries(&injector);
+    if !cfg!(debug_assertions) && overrides.is_empty() {
+        let slow_faults = slow_recoveries(&injector);
         assert!(
-            slow.is_empty(),
-            "seed {seed}: recovery took too long: {slow:?}"
+            slow_faults.is_empty(),
+            "seed {seed}: the median recovery took too long: {slow_faults:?}"
         );
     }
 }
@@ -181,25 +184,26 @@ const MEDIAN_LIMITS: [(Fault, u128); 4] = [
 fn slow_recoveries(injector: &FaultInjector<'_>) -> Vec<(Fault, u128)> {
     let recoveries = injector.recoveries();
     let medians = MEDIAN_LIMITS.iter().filter_map(|(fault, seconds)| {
-        let (_, measured) = recoveries.get(&Some(*fault))?;
-        let median = *measured.get(measured.len().checked_sub(1)? / 2)?;
+        let (_, recovery_times) = recoveries.get(&Some(*fault))?;
+        let median = *recovery_times.get(recovery_times.len().checked_sub(1)? / 2)?;
         (median > seconds * 1000).then_some((*fault, median / 1000))
     });
     medians.collect()
 }
 
+/// Prints the totals, the warnings of the roles and the recovery times.
 fn report(
     injector: &FaultInjector<'_>,
     checker: &Checker,
     calls: &ModelCallTotals,
-    took: Duration,
+    duration: Duration,
 ) {
     let totals = &checker.totals;
     eprintln!(
         "chaos: {} faults in {} s, {} messages: {} answered, {} cancelled, {} failed, {} from the \
          history after {} reloads",
-        injector.faults(),
-        took.as_secs(),
+        injector.fault_count(),
+        duration.as_secs(),
         totals.messages,
         totals.answered,
         totals.cancelled,
@@ -215,30 +219,34 @@ fn report(
         totals.duplicated,
         totals.out_of_order,
         totals.duplicate_records,
-        totals.replaced,
+        totals.replaced_texts,
         totals.repeated_after_move
     );
     eprintln!(
         "chaos: {} model calls, {} beyond one per message, {} of them after a fault of the model API; \
          {} answers were in flight when a worker stopped or Redis lost its data, and {} calls were \
          for answered messages whose commit and outcome were both lost",
-        calls.made, calls.again, calls.excused, calls.in_flight, calls.uncommitted
+        calls.total,
+        calls.additional,
+        calls.after_model_fault,
+        calls.in_flight,
+        calls.after_lost_outcome
     );
     eprintln!("chaos: warnings and errors of the roles");
-    for (times, warning) in injector.fleet.warnings() {
-        eprintln!("chaos:   {times:5} {warning}");
+    for (count, warning) in injector.fleet.warnings() {
+        eprintln!("chaos:   {count:5} {warning}");
     }
     eprintln!("chaos: recovery time in ms, of faults that were injected alone");
-    for (fault, (times, measured)) in injector.recoveries() {
+    for (fault, (count, recovery_times)) in injector.recoveries() {
         let name = fault.map_or("several at once".to_owned(), |fault| fault.to_string());
-        let median = measured.get(measured.len().saturating_sub(1) / 2);
-        let took = match (median, measured.last()) {
+        let median = recovery_times.get(recovery_times.len().saturating_sub(1) / 2);
+        let summary = match (median, recovery_times.last()) {
             (Some(median), Some(longest)) => format!("median {median:6}, longest {longest:6}"),
             _ => "never alone".to_owned(),
         };
         eprintln!(
-            "chaos:   {name:<16} {times:3} times, {:3} measured, {took}",
-            measured.len()
+            "chaos:   {name:<16} {count:3} times, {:3} measured, {summary}",
+            recovery_times.len()
         );
     }
 }
