@@ -305,7 +305,8 @@ mod tests {
             ),
             1
         );
-        // These faults struck before the first call or after the outcome, or affected another worker.
+        // These faults struck before the first call or after the outcome, or affected another
+        // worker.
         assert_eq!(
             violation_count(&two_calls, &[], &[fault("worker_1", 50, FaultCost::Worker)]),
             1

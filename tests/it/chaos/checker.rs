@@ -322,8 +322,8 @@ impl Checker {
         }
     }
 
-    /// Checks that the log has the outcome that a client received. Usually it is the message's first
-    /// terminal record. After a data loss of Redis, it may be a later one.
+    /// Checks that the log has the outcome that a client received. Usually it is the message's
+    /// first terminal record. After a data loss of Redis, it may be a later one.
     pub(super) fn check_outcome_in_log(&mut self, id: &str, kind: &str, text: &str) {
         let outcomes = self.outcomes.get(id).map_or(&[][..], Vec::as_slice);
         if !outcomes.iter().any(|(k, t)| k == kind && t == text) {
@@ -376,8 +376,9 @@ impl Checker {
             && ended_at.is_some_and(|ended_at| self.is_being_rebuilt(ended_at))
     }
 
-    /// Checks a message whose outcome a device never received: it must have ended before a reload of
-    /// the history by the device, and the history must have the message or must have had it then.
+    /// Checks a message whose outcome a device never received: it must have ended before a reload
+    /// of the history by the device, and the history must have the message or must have had it
+    /// then.
     fn check_missing(
         &mut self,
         sent: &SentMessage,
@@ -510,8 +511,8 @@ impl Checker {
         }
     }
 
-    /// Whether an answer may fail: the model API failed between the message and its outcome. A worker
-    /// that waits for the model's rate limit may report the failure later.
+    /// Whether an answer may fail: the model API failed between the message and its outcome. A
+    /// worker that waits for the model's rate limit may report the failure later.
     pub(super) fn may_fail(&self, id: &str) -> bool {
         let accepted_ms = self.log_positions.get(id).map_or(0, |(ms, ..)| *ms);
         let ended_ms = self.ended_ms.get(id).copied().unwrap_or(i64::MAX);

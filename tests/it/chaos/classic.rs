@@ -14,8 +14,8 @@ const RECOVERY_MS: i64 = 30_000;
 
 impl Checker {
     /// Checks a classic client: it received no frame twice and none of another user, the outcomes
-    /// arrived in order, and every message was answered or refused if its connection stayed open for
-    /// long enough.
+    /// arrived in order, and every message was answered or refused if its connection stayed open
+    /// for long enough.
     pub(super) fn check_classic(&mut self, observation: &ClassicObservation) {
         let mut previous: Option<((i64, i32, i64), String)> = None;
         let mut received: HashMap<String, usize> = HashMap::new();
@@ -68,9 +68,9 @@ impl Checker {
         }
     }
 
-    /// The message that a frame ends. `None` if the frame refuses a message, or reports that the log
-    /// did not acknowledge the message in time; then the message may be in the log, and its answer
-    /// follows (docs/protocol.md, section 1).
+    /// The message that a frame ends. `None` if the frame refuses a message, or reports that the
+    /// log did not acknowledge the message in time; then the message may be in the log, and its
+    /// answer follows (docs/protocol.md, section 1).
     fn ended_message(&self, frame: &Value) -> Option<String> {
         if let Some(id) = frame["message_id"].as_str() {
             return Some(id.to_owned());
@@ -97,8 +97,8 @@ impl Checker {
         if let Some(violation) = check_complete(text, question) {
             self.report(&format!("{user}: {violation} (I4): {text:?}"), &[id]);
         }
-        // A classic client's message has no id, so only the question in the text connects it with its
-        // answer.
+        // A classic client's message has no id, so only the question in the text connects it with
+        // its answer.
         if self
             .message_by_question
             .get(question)
@@ -142,8 +142,9 @@ impl Checker {
         }
     }
 
-    /// Checks that a connection received every answer that the log had at least `RECOVERY_MS` before
-    /// the connection ended, and that no more messages are missing in the log than were refused.
+    /// Checks that a connection received every answer that the log had at least `RECOVERY_MS`
+    /// before the connection ended, and that no more messages are missing in the log than were
+    /// refused.
     fn check_missing_answers(
         &mut self,
         user: &str,

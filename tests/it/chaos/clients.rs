@@ -280,8 +280,8 @@ impl SimulatedUser {
                 next_send = Instant::now() + self.pace.mul_f64(self.rng.random_range(0.5..1.5));
             }
             if device.transcript.reloads() > handled_reloads {
-                // The server has sent another `welcome` on this connection, because it cannot replay
-                // every frame.
+                // The server has sent another `welcome` on this connection, because it cannot
+                // replay every frame.
                 self.reload_and_resend(&mut device, &sent, &mut handled_reloads)
                     .await;
                 continue;
@@ -340,8 +340,8 @@ impl SimulatedUser {
         }
     }
 
-    /// Reads the history if the server has requested more reloads than `handled_reloads`, and resends
-    /// the messages that are not known to be accepted.
+    /// Reads the history if the server has requested more reloads than `handled_reloads`, and
+    /// resends the messages that are not known to be accepted.
     async fn reload_and_resend(
         &mut self,
         device: &mut V1Client,

@@ -31,8 +31,8 @@ impl FaultInjector<'_> {
         first + self.rng.random_range(0..2)
     }
 
-    /// Applies a fault and reverts it. Returns a description, and the time from which the recovery is
-    /// measured.
+    /// Applies a fault and reverts it. Returns a description, and the time from which the recovery
+    /// is measured.
     pub(super) async fn apply_and_revert(&mut self, fault: Fault) -> (String, Instant) {
         let duration = Duration::from_millis(self.rng.random_range(300..2500));
         match fault {

@@ -80,7 +80,8 @@ impl FleetMember {
 pub(super) struct ModelFaults {
     pub(super) enabled: AtomicBool,
     calls: AtomicUsize,
-    /// The calls that failed or were cut off: the prompt, and the number of earlier requests for it.
+    /// The calls that failed or were cut off: the prompt, and the number of earlier requests for
+    /// it.
     failed_calls: Mutex<HashSet<(String, usize)>>,
 }
 
@@ -225,8 +226,8 @@ impl Fleet {
         }
     }
 
-    /// The ports that clients choose from. The load balancer is listed twice, so that clients mostly
-    /// connect through it.
+    /// The ports that clients choose from. The load balancer is listed twice, so that clients
+    /// mostly connect through it.
     pub(super) fn client_ports(&self) -> Vec<u16> {
         let gateway_port = |n: usize| {
             self.members[n]

@@ -25,8 +25,8 @@ const MAX_PRINTED_FAULTS: usize = 20;
 #[derive(Debug, Clone)]
 struct InjectedFault {
     fault: Fault,
-    /// Time from the kill, or from the end of the outage, until every open message had ended. `None`
-    /// if another fault followed before that, whose recovery covers both.
+    /// Time from the kill, or from the end of the outage, until every open message had ended.
+    /// `None` if another fault followed before that, whose recovery covers both.
     recovery: Option<Duration>,
     /// Whether the system had recovered from all earlier faults.
     was_alone: bool,
