@@ -1,4 +1,4 @@
-//! A load of classic clients that send at a fixed interval and record every frame.
+//! A load of classic clients, which send messages at a fixed interval and record every frame.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,30 +10,31 @@ use tokio::time::Instant;
 use crate::support::classic::{ClassicClient, ClientEvent};
 use crate::support::kafka_client::KafkaRecord;
 
-/// The load of a test.
+/// The parameters of a load.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct LoadPlan {
+    /// Number of users, each with one client.
     pub(super) users: usize,
-    pub(super) messages: usize,
+    pub(super) messages_per_user: usize,
     /// Interval between two messages of one user.
-    pub(super) pace: Duration,
-    /// Limit until every message is answered or refused.
+    pub(super) send_interval: Duration,
+    /// Time within which every message must be answered or refused.
     pub(super) limit: Duration,
-    /// How long clients listen after that for a duplicate. No later message can replace this period,
-    /// because a gateway's periodic mailbox check may deliver at any time.
-    pub(super) quiet: Duration,
+    /// Time for which clients then listen for duplicates. A gateway's periodic mailbox check may
+    /// deliver a duplicate at any time, so no later message can prove its absence.
+    pub(super) quiet_period: Duration,
 }
 
-/// What one user received.
+/// The frames that one user received.
 #[derive(Debug)]
 pub(super) struct UserFrames {
     pub(super) user: String,
     pub(super) frames: Vec<Value>,
-    /// Why the socket closed early, if it did.
-    pub(super) closed: Option<String>,
+    /// The reason, if the connection was closed before the end of the load.
+    pub(super) early_close: Option<String>,
 }
 
-/// The text of a user's message, by which its answer is recognised.
+/// The text of message `n` of a user. The answer repeats it, so the answer identifies the message.
 pub(super) fn message_text(user: &str, n: usize) -> String {
     format!("{user} says {n}")
 }
@@ -54,54 +55,63 @@ impl Load {
         }
         let mut users = JoinSet::new();
         for (n, client) in clients.into_iter().enumerate() {
-            // Offsets keep the users from sending at the same moment.
-            let offset = plan.pace * u32::try_from(n).unwrap() / u32::try_from(plan.users).unwrap();
-            users.spawn(run_user(client, plan, offset));
+            // Each user starts at another time, so that they do not send at the same moment.
+            let start_delay =
+                plan.send_interval * u32::try_from(n).unwrap() / u32::try_from(plan.users).unwrap();
+            users.spawn(run_user(client, plan, start_delay));
         }
         Self { plan, users }
     }
 
-    /// Waits for every user.
+    /// Waits until the load has ended. Panics if a connection was closed early.
     pub(super) async fn finish(self) -> Vec<UserFrames> {
         let mut all_frames = self.users.join_all().await;
         assert_eq!(all_frames.len(), self.plan.users);
         all_frames.sort_by(|a, b| a.user.cmp(&b.user));
         for user_frames in &all_frames {
-            assert_eq!(user_frames.closed, None, "{} was closed", user_frames.user);
+            assert_eq!(
+                user_frames.early_close, None,
+                "{} was closed",
+                user_frames.user
+            );
         }
         all_frames
     }
 }
 
-async fn run_user(mut client: ClassicClient, plan: LoadPlan, offset: Duration) -> UserFrames {
+async fn run_user(mut client: ClassicClient, plan: LoadPlan, start_delay: Duration) -> UserFrames {
     let user = client.user.clone();
     let mut frames = Vec::new();
-    let mut closed = None;
+    let mut early_close = None;
     let mut sent = 0;
-    let mut next = Instant::now() + offset;
-    let deadline = next + plan.limit;
-    // Once everything is answered, the end of the quiet period.
+    let mut next_send = Instant::now() + start_delay;
+    let deadline = next_send + plan.limit;
+    // The end of the quiet period, once every message has a reply; until then the deadline.
     let mut end = deadline;
     while Instant::now() < end {
-        if sent < plan.messages && Instant::now() >= next {
+        if sent < plan.messages_per_user && Instant::now() >= next_send {
             client.send_message(&message_text(&user, sent)).await;
             sent += 1;
-            next += plan.pace;
+            next_send += plan.send_interval;
         }
-        let until = if sent < plan.messages { next } else { end };
+        let read_until = if sent < plan.messages_per_user {
+            next_send
+        } else {
+            end
+        };
         match client
-            .next_event(until.saturating_duration_since(Instant::now()))
+            .next_event(read_until.saturating_duration_since(Instant::now()))
             .await
         {
             ClientEvent::Frame(frame) => {
                 frames.push(frame);
-                if sent == plan.messages && frames.len() >= sent {
-                    end = (Instant::now() + plan.quiet).min(deadline);
+                if sent == plan.messages_per_user && frames.len() >= sent {
+                    end = (Instant::now() + plan.quiet_period).min(deadline);
                 }
             }
             ClientEvent::TimedOut => {}
             ClientEvent::Closed(code) => {
-                closed = Some(format!("close code {code:?} after {sent} messages"));
+                early_close = Some(format!("close code {code:?} after {sent} messages"));
                 break;
             }
         }
@@ -110,12 +120,12 @@ async fn run_user(mut client: ClassicClient, plan: LoadPlan, offset: Duration) -
     UserFrames {
         user,
         frames,
-        closed,
+        early_close,
     }
 }
 
 /// Checks that every message was answered once and in the order of sending.
-pub(super) fn assert_answered_once_in_order(all_frames: &[UserFrames], messages: usize) {
+pub(super) fn assert_answered_once_in_order(all_frames: &[UserFrames], messages_per_user: usize) {
     for user_frames in all_frames {
         let received: Vec<&str> = user_frames
             .frames
@@ -123,10 +133,10 @@ pub(super) fn assert_answered_once_in_order(all_frames: &[UserFrames], messages:
             .map(|frame| {
                 frame["content"]
                     .as_str()
-                    .unwrap_or_else(|| panic!("no answer: {frame}"))
+                    .unwrap_or_else(|| panic!("the frame is no answer: {frame}"))
             })
             .collect();
-        let expected: Vec<String> = (0..messages)
+        let expected: Vec<String> = (0..messages_per_user)
             .map(|n| format!("echo: {}", message_text(&user_frames.user, n)))
             .collect();
         assert_eq!(received, expected, "{}", user_frames.user);
@@ -135,7 +145,7 @@ pub(super) fn assert_answered_once_in_order(all_frames: &[UserFrames], messages:
             assert_eq!(
                 frame["userid"],
                 user_frames.user.as_str(),
-                "a frame of another user"
+                "the frame names another user"
             );
         }
     }
@@ -151,46 +161,49 @@ pub(super) fn accepted_messages(records: &[KafkaRecord]) -> BTreeMap<String, Str
         .collect()
 }
 
-/// Checks that everything in the log ended in exactly one terminal frame at its user, and that every
-/// sent message either ended so or was refused (an `error` without a `message_id`).
+/// Checks that every message in the log ended with exactly one terminal frame to its user, and that
+/// every other sent message was refused with an `error` without a `message_id`.
 pub(super) fn assert_accepted_ended_once(
     all_frames: &[UserFrames],
     records: &[KafkaRecord],
-    messages: usize,
+    messages_per_user: usize,
 ) {
     let accepted = accepted_messages(records);
-    let mut ended: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut terminal_frames: BTreeMap<&str, usize> = BTreeMap::new();
     for user_frames in all_frames {
         for frame in &user_frames.frames {
             assert_eq!(
                 frame["userid"],
                 user_frames.user.as_str(),
-                "a frame of another user"
+                "the frame names another user"
             );
             if let Some(id) = frame["message_id"].as_str() {
                 assert_eq!(
                     accepted.get(id),
                     Some(&user_frames.user),
-                    "not in the log: {frame}"
+                    "the message is not in the log under this user: {frame}"
                 );
-                *ended.entry(id).or_default() += 1;
+                *terminal_frames.entry(id).or_default() += 1;
             } else {
                 assert_eq!(frame["type"], "error", "{frame}");
             }
         }
         assert!(
-            user_frames.frames.len() >= messages,
-            "{} sent {messages} messages and received {} replies",
+            user_frames.frames.len() >= messages_per_user,
+            "{} sent {messages_per_user} messages and received {} replies",
             user_frames.user,
             user_frames.frames.len()
         );
     }
     let lost: Vec<_> = accepted
         .iter()
-        .filter(|(id, _)| !ended.contains_key(id.as_str()))
+        .filter(|(id, _)| !terminal_frames.contains_key(id.as_str()))
         .collect();
-    assert!(lost.is_empty(), "accepted and never ended: {lost:?}");
-    let duplicates: Vec<_> = ended.iter().filter(|(_, times)| **times > 1).collect();
+    assert!(lost.is_empty(), "accepted, but never ended: {lost:?}");
+    let duplicates: Vec<_> = terminal_frames
+        .iter()
+        .filter(|(_, count)| **count > 1)
+        .collect();
     assert!(
         duplicates.is_empty(),
         "ended more than once: {duplicates:?}"

@@ -1,5 +1,6 @@
-//! The services of the original system, simulated by Kafka and Redis clients without chatmesh's code.
-//! Each can replace the chatmesh role of the same job.
+//! Chatmesh roles together with services of the original system. The tests simulate these services
+//! with Kafka and Redis clients that do not use chatmesh's code. Each of them can replace the
+//! corresponding chatmesh role.
 
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ fn interop(spec: ProcessSpec) -> ProcessSpec {
     spec.env("INTEROP", "true")
 }
 
-/// A record as the original's gateway writes it.
+/// A question record as the original gateway writes it.
 fn original_question(user: &str, content: &str, correlation_id: &str) -> String {
     json!({
         "type": "message", "content": content, "userid": user,
@@ -27,7 +28,7 @@ fn original_question(user: &str, content: &str, correlation_id: &str) -> String 
     .to_string()
 }
 
-/// A record as the original's worker writes it.
+/// A terminal record as the original worker writes it.
 fn original_answer(question: &Value, content: &str) -> String {
     json!({
         "type": "response", "content": content, "userid": question["userid"],
@@ -37,17 +38,18 @@ fn original_answer(question: &Value, content: &str) -> String {
     .to_string()
 }
 
-/// Checks the fields that the original's gateway needs to forward a frame to its client.
+/// Checks the fields that the original gateway needs to forward a frame to its client.
 fn assert_original_frame(frame: &Value, user: &str) {
     assert_eq!(frame["type"], "response", "{frame}");
     assert_eq!(frame["userid"], user, "{frame}");
     assert!(frame["content"].is_string(), "{frame}");
     assert!(frame["timestamp"].is_string(), "{frame}");
     assert!(frame["processing_time_ms"].is_number(), "{frame}");
-    // A value that is no string would stop its deliveries to all users.
+    // If the value were not a string, the original gateway would stop delivering to all users.
     assert!(frame["correlation_id"].is_string(), "{frame}");
 }
 
+/// Returns the next payload of a subscription as JSON.
 async fn next_json(receiver: &mut tokio::sync::mpsc::UnboundedReceiver<String>) -> Value {
     let text = tokio::time::timeout(TEST_TIMEOUT, receiver.recv())
         .await
@@ -59,8 +61,8 @@ async fn next_json(receiver: &mut tokio::sync::mpsc::UnboundedReceiver<String>) 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn original_gateway_receives_answers() {
     let stack = Stack::start().await;
-    let _worker = interop(stack.worker("worker_1")).start().await;
-    let _relay = interop(stack.relay("relay_1")).start().await;
+    let _worker = with_interop(stack.worker("worker_1")).start().await;
+    let _relay = with_interop(stack.relay("relay_1")).start().await;
     let (_client, mut channel) = subscribe(&stack.redis.url(), "user:user123").await;
     let kafka = stack.kafka_client();
     for n in 0..5 {
@@ -91,8 +93,8 @@ async fn kcat_record_without_key_and_headers_is_answered() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn original_worker_answers_clients_of_a_chatmesh_gateway() {
     let stack = Stack::start().await;
-    let gateway = interop(stack.gateway("server_1")).start().await;
-    let _relay = interop(stack.relay("relay_1")).start().await;
+    let gateway = with_interop(stack.gateway("server_1")).start().await;
+    let _relay = with_interop(stack.relay("relay_1")).start().await;
     let kafka = stack.kafka_client();
     let worker = kafka.member(WORKERS, MESSAGES);
     let mut client = ClassicClient::open(gateway.port(), "user123").await;
@@ -103,7 +105,7 @@ async fn original_worker_answers_clients_of_a_chatmesh_gateway() {
             .expect("the gateway's record");
         assert_eq!(record.key.as_deref(), Some("user123"));
         let question = record.json();
-        // The fields that the original's worker reads.
+        // The record must have the fields that the original worker reads.
         assert_eq!(question["type"], "message");
         assert_eq!(question["content"], format!("question {n}"));
         assert_eq!(question["userid"], "user123");
@@ -123,8 +125,8 @@ async fn original_worker_answers_clients_of_a_chatmesh_gateway() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn original_relay_delivers_to_clients_of_a_chatmesh_gateway() {
     let stack = Stack::start().await;
-    let gateway = interop(stack.gateway("server_1")).start().await;
-    let _worker = interop(stack.worker("worker_1")).start().await;
+    let gateway = with_interop(stack.gateway("server_1")).start().await;
+    let _worker = with_interop(stack.worker("worker_1")).start().await;
     let kafka = stack.kafka_client();
     let relay = kafka.member(RELAYS, RESPONSES);
     let redis = redis_client(&stack.redis.url()).await;
@@ -136,7 +138,7 @@ async fn original_relay_delivers_to_clients_of_a_chatmesh_gateway() {
             .expect("the worker's record");
         let answer = record.json();
         assert_original_frame(&answer, "user123");
-        // The original publishes the value unchanged.
+        // The original relay publishes the value unchanged.
         let channel = format!("user:{}", answer["userid"].as_str().unwrap());
         let _: i64 = redis.publish(channel, record.value).await.unwrap();
         let frame = client.next_frame().await;
@@ -147,18 +149,18 @@ async fn original_relay_delivers_to_clients_of_a_chatmesh_gateway() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn original_and_chatmesh_worker_share_one_group() {
+async fn original_and_chatmesh_workers_share_one_group() {
     const USERS: usize = 24;
     let stack = Stack::start().await;
     let kafka = stack.kafka_client();
-    let gateway = interop(stack.gateway("server_1")).start().await;
-    let _relay = interop(stack.relay("relay_1")).start().await;
-    let _chatmesh_worker = interop(stack.worker("worker_1")).start().await;
+    let gateway = with_interop(stack.gateway("server_1")).start().await;
+    let _relay = with_interop(stack.relay("relay_1")).start().await;
+    let _chatmesh_worker = with_interop(stack.worker("worker_1")).start().await;
     let original_worker = kafka.member(WORKERS, MESSAGES);
-    let (answers, original) = {
+    let (answer_count, original_task) = {
         let kafka = kafka.clone();
-        let (sender, answers) = tokio::sync::watch::channel(0_usize);
-        let original = tokio::spawn(async move {
+        let (sender, answer_count) = tokio::sync::watch::channel(0_usize);
+        let original_task = tokio::spawn(async move {
             loop {
                 let Some(record) = receive(&original_worker, Duration::from_secs(1)).await else {
                     continue;
@@ -171,34 +173,35 @@ async fn original_and_chatmesh_worker_share_one_group() {
                 sender.send_modify(|count| *count += 1);
             }
         });
-        (answers, original)
+        (answer_count, original_task)
     };
     // Send messages until both workers have partitions and answer.
     let mut round = 0;
     let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
     loop {
         let chatmesh_calls = stack.model.request_count();
-        let original_answers = *answers.borrow();
+        let original_answers = *answer_count.borrow();
         for n in 0..USERS {
             let user = format!("user{n}");
             let mut client = ClassicClient::open(gateway.port(), &user).await;
             let question = format!("round {round}");
             let frame = client.send_and_wait(&question).await;
             let content = frame["content"].as_str().unwrap().to_owned();
-            let both = [format!("echo: {question}"), format!("original: {question}")];
-            assert!(both.contains(&content), "{content}");
+            let possible_contents = [format!("echo: {question}"), format!("original: {question}")];
+            assert!(possible_contents.contains(&content), "{content}");
             client.close().await;
         }
         round += 1;
-        if stack.model.request_count() > chatmesh_calls && *answers.borrow() > original_answers {
+        if stack.model.request_count() > chatmesh_calls && *answer_count.borrow() > original_answers
+        {
             break;
         }
         assert!(
             tokio::time::Instant::now() < deadline,
-            "one of the workers receives nothing"
+            "one of the workers receives no message"
         );
     }
-    original.abort();
+    original_task.abort();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -211,7 +214,7 @@ async fn stored_token_is_valid_at_original_and_chatmesh_gateways() {
         .env("TOKEN_ENDPOINT", "open")
         .start()
         .await;
-    // A token that an original gateway stored.
+    // The gateway accepts a token that an original gateway stored.
     let stored_token = "A".repeat(43);
     let ttl = Some(fred::types::Expiration::EX(3600));
     let _: () = redis
@@ -223,35 +226,38 @@ async fn stored_token_is_valid_at_original_and_chatmesh_gateways() {
             .await
             .is_ok()
     );
-    let wrong = ClassicClient::connect(gateway.port(), &"B".repeat(43), "alice").await;
-    assert_eq!(wrong.unwrap_err().status, 401);
+    let refused = ClassicClient::connect(gateway.port(), &"B".repeat(43), "alice").await;
+    assert_eq!(refused.unwrap_err().status, 401);
     let refused = ClassicClient::connect(gateway.port(), &stored_token, "bob")
         .await
         .unwrap_err();
     assert!([401, 403].contains(&refused.status), "{refused:?}");
 
-    // A token that the chatmesh gateway issued.
-    let given = http::post(&gateway.url("/token?userid=carol"), &[]).await;
-    assert_eq!(given.status, 200, "{}", given.body);
-    let given = given.json();
-    let token = given["token"].as_str().unwrap();
+    // The gateway stores a token that it issues, in the form of the original.
+    let reply = http::post(&gateway.url("/token?userid=carol"), &[]).await;
+    assert_eq!(reply.status, 200, "{}", reply.body);
+    let issued = reply.json();
+    let token = issued["token"].as_str().unwrap();
     assert_eq!(token.len(), 43);
-    assert_eq!(given["userid"], "carol");
+    assert_eq!(issued["userid"], "carol");
     let stored: Option<String> = redis.get("token:carol").await.unwrap();
     assert_eq!(stored.as_deref(), Some(token));
-    let left: i64 = redis.ttl("token:carol").await.unwrap();
-    assert!((3500..=3600).contains(&left), "{left}");
-    let again = http::post(&gateway.url("/token?userid=carol"), &[])
-        .await
-        .json();
-    assert_eq!(again["token"], token, "the stored token is returned");
-    let of_alice = http::post(&gateway.url("/token?userid=alice"), &[])
+    let ttl_seconds: i64 = redis.ttl("token:carol").await.unwrap();
+    assert!((3500..=3600).contains(&ttl_seconds), "{ttl_seconds}");
+    let issued_again = http::post(&gateway.url("/token?userid=carol"), &[])
         .await
         .json();
     assert_eq!(
-        of_alice["token"],
+        issued_again["token"], token,
+        "the stored token was not returned"
+    );
+    let issued_for_alice = http::post(&gateway.url("/token?userid=alice"), &[])
+        .await
+        .json();
+    assert_eq!(
+        issued_for_alice["token"],
         stored_token.as_str(),
-        "also one that an original gateway stored"
+        "the token that an original gateway stored was not returned"
     );
     assert!(
         ClassicClient::connect(gateway.port(), token, "carol")
@@ -263,8 +269,8 @@ async fn stored_token_is_valid_at_original_and_chatmesh_gateways() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn failure_is_an_error_frame_that_an_original_gateway_forwards() {
     let stack = Stack::start().await;
-    let _worker = interop(stack.worker("worker_1")).start().await;
-    let _relay = interop(stack.relay("relay_1")).start().await;
+    let _worker = with_interop(stack.worker("worker_1")).start().await;
+    let _relay = with_interop(stack.relay("relay_1")).start().await;
     let refusal = crate::support::model::Answer::error(400, "invalid_request_error", "no");
     stack.model.queue_answer("refused", refusal);
     let (_client, mut channel) = subscribe(&stack.redis.url(), "user:user123").await;
@@ -278,8 +284,10 @@ async fn failure_is_an_error_frame_that_an_original_gateway_forwards() {
     assert_eq!(frame["userid"], "user123");
     assert_eq!(frame["correlation_id"], "corr-1");
     assert_eq!(frame["message"], "Service temporarily unavailable");
-    wait_until("the worker has committed it", TEST_TIMEOUT, || async {
-        stack.kafka_client().lag(WORKERS, MESSAGES).await == 0
-    })
+    wait_until(
+        "the worker has committed the offset",
+        TEST_TIMEOUT,
+        || async { stack.kafka_client().lag(WORKERS, MESSAGES).await == 0 },
+    )
     .await;
 }

@@ -1,4 +1,5 @@
-//! Kafka or Redis is unavailable under load, recovers with or without its data, or is not started yet.
+//! Outages of Kafka and Redis under load, with and without a loss of data; and roles that start
+//! before their backends.
 
 use std::time::Duration;
 
@@ -11,10 +12,10 @@ use crate::support::{TEST_TIMEOUT, http, wait_until};
 
 const PLAN: LoadPlan = LoadPlan {
     users: 30,
-    messages: 20,
-    pace: Duration::from_millis(700),
+    messages_per_user: 20,
+    send_interval: Duration::from_millis(700),
     limit: Duration::from_secs(120),
-    quiet: Duration::from_secs(12),
+    quiet_period: Duration::from_secs(12),
 };
 
 /// One process of each role and its backends.
@@ -49,11 +50,11 @@ impl RunningSystem {
         load
     }
 
-    /// Some more messages reach the model.
+    /// Waits until more than [`LoadPlan::users`] further messages reach the model.
     async fn wait_for_progress(&self) {
-        let mark = self.stack.model.request_count();
-        wait_until("the load goes on", TEST_TIMEOUT, || async {
-            self.stack.model.request_count() > mark + PLAN.users
+        let previous_requests = self.stack.model.request_count();
+        wait_until("more messages reach the model", TEST_TIMEOUT, || async {
+            self.stack.model.request_count() > previous_requests + PLAN.users
         })
         .await;
     }
@@ -79,14 +80,14 @@ impl RunningSystem {
 
     async fn assert_nothing_lost(mut self, load: Load) {
         let all_frames = load.finish().await;
-        let count = PLAN.users * PLAN.messages;
+        let message_count = PLAN.users * PLAN.messages_per_user;
         let kafka = self.stack.kafka_client();
         let records = kafka
-            .read(MESSAGES, 2 * count, Duration::from_secs(5))
+            .read(MESSAGES, 2 * message_count, Duration::from_secs(5))
             .await;
-        assert_accepted_ended_once(&all_frames, &records, PLAN.messages);
+        assert_accepted_ended_once(&all_frames, &records, PLAN.messages_per_user);
         self.wait_ready().await;
-        // The system has recovered without help.
+        // The system has recovered without being restarted, and answers new messages.
         let mut client = ClassicClient::open(self.gateway.port(), "afterwards").await;
         assert_eq!(
             client.send_and_wait("hello").await["content"],
@@ -148,7 +149,7 @@ async fn kafka_killed_and_restarted_under_load_loses_no_answer() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn role_started_before_its_backends_reports_and_continues_when_they_start() {
+async fn role_started_before_its_backends_is_unready_until_they_start() {
     let mut stack = Stack::not_started(ScriptedModel::start().await).await;
     let mut gateway = stack.gateway("server_1").spawn();
     let mut worker = stack.worker("worker_1").spawn();
@@ -158,12 +159,12 @@ async fn role_started_before_its_backends_reports_and_continues_when_they_start(
             "the role is alive and names its missing backends",
             TEST_TIMEOUT,
             || async {
-                let ready = role.url("/health/ready");
-                let Ok(reply) = http::try_call(reqwest::Method::GET, &ready, &[]).await else {
+                let ready_url = role.url("/health/ready");
+                let Ok(reply) = http::try_call(reqwest::Method::GET, &ready_url, &[]).await else {
                     return false;
                 };
-                let said = reply.body.to_lowercase();
-                reply.status == 503 && (said.contains("kafka") || said.contains("redis"))
+                let body = reply.body.to_lowercase();
+                reply.status == 503 && (body.contains("kafka") || body.contains("redis"))
             },
         )
         .await;
@@ -175,8 +176,8 @@ async fn role_started_before_its_backends_reports_and_continues_when_they_start(
     for role in [&gateway, &worker, &relay] {
         wait_until("only Kafka is missing", TEST_TIMEOUT, || async {
             let reply = http::get(&role.url("/health/ready")).await;
-            let said = reply.body.to_lowercase();
-            reply.status == 503 && said.contains("kafka") && !said.contains("redis")
+            let body = reply.body.to_lowercase();
+            reply.status == 503 && body.contains("kafka") && !body.contains("redis")
         })
         .await;
     }
@@ -196,8 +197,8 @@ async fn role_waiting_for_its_backends_exits_on_sigterm() {
     let stack = Stack::not_started(ScriptedModel::start().await).await;
     for spec in [
         stack.gateway("server_1"),
-        stack.worker("w"),
-        stack.relay("r"),
+        stack.worker("worker_1"),
+        stack.relay("relay_1"),
     ] {
         let mut role = spec.spawn();
         wait_until("the role is alive", TEST_TIMEOUT, || async {

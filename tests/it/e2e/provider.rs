@@ -1,4 +1,4 @@
-//! A model API that is slow, fails, disconnects or refuses, as a client sees it.
+//! Faults of the model API, as a client observes them: it is slow, fails, disconnects or refuses.
 
 use std::time::Duration;
 
@@ -10,11 +10,12 @@ use crate::support::process::{ChatmeshProcess, ProcessSpec};
 use crate::support::stack::{MESSAGES, RESPONSES, Stack, WORKERS};
 use crate::support::{TEST_TIMEOUT, wait_until};
 
-/// Everything embedded, with this model.
+/// Starts a process with all roles that uses this model.
 async fn start_embedded(model: &ScriptedModel) -> ChatmeshProcess {
     embedded_spec(model).start().await
 }
 
+/// A process with all roles that uses this model, with short timeouts.
 fn embedded_spec(model: &ScriptedModel) -> ProcessSpec {
     ProcessSpec::ephemeral()
         .env("OPENAI_BASE_URL", &model.base_url())
@@ -22,6 +23,7 @@ fn embedded_spec(model: &ScriptedModel) -> ProcessSpec {
         .env("OPENAI_IDLE_TIMEOUT_MS", "1500")
 }
 
+/// Checks that a frame is the terminal error of a failed model call, with this code.
 fn assert_failed(frame: &Value, code: &str) {
     assert_eq!(frame["type"], "error", "{frame}");
     assert_eq!(
@@ -32,8 +34,8 @@ fn assert_failed(frame: &Value, code: &str) {
     assert!(frame["correlation_id"].is_string(), "{frame}");
 }
 
-/// Sends a prompt in the user's own conversation, so that cases can run side by side, and returns the
-/// answer.
+/// Sends a prompt as this user and returns the terminal frame. Each user has a conversation of its
+/// own, so prompts of several users can be answered at the same time.
 async fn request_answer(port: u16, user: &str, prompt: &str) -> Value {
     let mut client = ClassicClient::open(port, user).await;
     client.send_message(prompt).await;
@@ -46,48 +48,55 @@ async fn request_answer(port: u16, user: &str, prompt: &str) -> Value {
 async fn transient_fault_is_retried_and_only_the_last_attempt_is_shown() {
     let model = ScriptedModel::start().await;
     let process = start_embedded(&model).await;
-    let half = || Script::new().role().token("half ").token("an ");
+    let half_answer = || Script::new().role().token("half ").token("an ");
     let faults: Vec<(&str, Answer)> = vec![
         ("408", Answer::error(408, "timeout", "try again")),
         ("409", Answer::error(409, "conflict", "try again")),
         ("500", Answer::error(500, "server_error", "oh no")),
         ("503", Answer::error(503, "overloaded", "later")),
         ("429", Answer::rate_limited().header("retry-after-ms", "50")),
-        ("cut", half().disconnect().into()),
+        ("disconnect", half_answer().disconnect().into()),
         (
-            "cut before the first byte",
+            "disconnect before the first byte",
             Script::new().disconnect().into(),
         ),
-        ("no finish_reason", half().done().into()),
-        ("end without anything", half().into()),
-        ("stall", half().hang().into()),
-        ("never a status", Answer::Hang),
-        ("never a token", Script::new().role().hang().into()),
+        ("[DONE] without finish_reason", half_answer().done().into()),
+        ("end without finish_reason and [DONE]", half_answer().into()),
+        ("stall", half_answer().hang().into()),
+        ("no status", Answer::Hang),
+        ("no token", Script::new().role().hang().into()),
         (
-            "error, nested",
-            half().error(StreamErrorFormat::Nested, "broken").into(),
+            "nested error object",
+            half_answer()
+                .error(StreamErrorFormat::Nested, "broken")
+                .into(),
         ),
         (
-            "error, flat",
-            half().error(StreamErrorFormat::Flat, "broken").into(),
+            "flat error object",
+            half_answer()
+                .error(StreamErrorFormat::Flat, "broken")
+                .into(),
         ),
         (
-            "error, line",
-            half().error(StreamErrorFormat::Line, "broken").into(),
+            "error line",
+            half_answer()
+                .error(StreamErrorFormat::Line, "broken")
+                .into(),
         ),
         (
-            "400 that says try again",
+            "400 with x-should-retry: true",
             Answer::error(400, "odd", "again").header("x-should-retry", "true"),
         ),
     ];
-    let mut running = tokio::task::JoinSet::new();
+    let mut requests = tokio::task::JoinSet::new();
     for (n, (name, fault)) in faults.into_iter().enumerate() {
         model.queue_answer(name, fault);
         let port = process.port();
-        running.spawn(async move { (name, request_answer(port, &format!("user{n}"), name).await) });
+        requests
+            .spawn(async move { (name, request_answer(port, &format!("user{n}"), name).await) });
     }
-    while let Some(answered) = running.join_next().await {
-        let (name, frame) = answered.unwrap();
+    while let Some(result) = requests.join_next().await {
+        let (name, frame) = result.unwrap();
         assert_eq!(frame["type"], "response", "{name}: {frame}");
         assert_eq!(frame["content"], format!("echo: {name}"), "{frame}");
         assert_eq!(model.request_count_for(name), 2, "{name}");
@@ -104,7 +113,7 @@ async fn final_refusal_is_not_retried() {
         ("404", Answer::error(404, "model_not_found", "no")),
         ("quota", Answer::out_of_quota()),
         (
-            "500 that says never",
+            "500 with x-should-retry: false",
             Answer::error(500, "server_error", "no").header("x-should-retry", "false"),
         ),
     ];
@@ -114,13 +123,13 @@ async fn final_refusal_is_not_retried() {
         assert_eq!(frame["type"], "error", "{name}: {frame}");
         assert_eq!(model.request_count_for(name), 1, "{name}");
     }
-    // The process still answers.
+    // The process answers the next message.
     let frame = request_answer(process.port(), "alice", "hello").await;
     assert_eq!(frame["content"], "echo: hello");
 }
 
 #[tokio::test]
-async fn lasting_fault_is_tried_three_times_and_ends_in_one_error() {
+async fn lasting_fault_ends_in_one_error_after_three_calls() {
     let model = ScriptedModel::start_with(|request| match request.prompt.as_str() {
         "broken" => Answer::error(503, "overloaded", "later"),
         "silent" => Answer::Hang,
@@ -142,14 +151,14 @@ async fn lasting_fault_is_tried_three_times_and_ends_in_one_error() {
         let frame = client.next_frame_within(Duration::from_secs(60)).await;
         assert_failed(&frame, code);
         assert_eq!(model.request_count_for(prompt), 3, "{prompt}");
-        // The next frame answers the next message, so the failed one ended only once.
+        // The next frame is the answer to the next message, so the failed message ended only once.
         assert_eq!(client.send_and_wait("next").await["content"], "echo: next");
     }
 }
 
 #[tokio::test]
 async fn rate_limit_delays_every_call_of_the_worker() {
-    let pause = Duration::from_secs(2);
+    let retry_after = Duration::from_secs(2);
     let model = ScriptedModel::start().await;
     let process = start_embedded(&model).await;
     let limited = Answer::rate_limited().header("retry-after-ms", "2000");
@@ -166,14 +175,18 @@ async fn rate_limit_delays_every_call_of_the_worker() {
     let second = request_answer(port, "bob", "second").await;
     assert_eq!(second["content"], "echo: second");
     assert_eq!(first.await.unwrap()["content"], "echo: first");
-    let refused = model.requests_for("first")[0].received_at;
-    let earliest = pause.checked_sub(Duration::from_millis(100)).unwrap();
-    for again in [
+    let refused_at = model.requests_for("first")[0].received_at;
+    let min_wait = retry_after.checked_sub(Duration::from_millis(100)).unwrap();
+    for request in [
         &model.requests_for("first")[1],
         &model.requests_for("second")[0],
     ] {
-        let waited = again.received_at - refused;
-        assert!(waited >= earliest, "{} came after {waited:?}", again.prompt);
+        let wait = request.received_at - refused_at;
+        assert!(
+            wait >= min_wait,
+            "{} was requested after {wait:?}",
+            request.prompt
+        );
     }
 }
 
@@ -181,15 +194,15 @@ async fn rate_limit_delays_every_call_of_the_worker() {
 async fn retry_after_in_seconds_is_respected() {
     let model = ScriptedModel::start().await;
     let process = start_embedded(&model).await;
-    let busy = Answer::error(503, "overloaded", "later").header("Retry-After", "2");
-    model.queue_answer("hello", busy);
+    let overloaded = Answer::error(503, "overloaded", "later").header("Retry-After", "2");
+    model.queue_answer("hello", overloaded);
     assert_eq!(
         request_answer(process.port(), "alice", "hello").await["content"],
         "echo: hello"
     );
     let requests = model.requests_for("hello");
-    let waited = requests[1].received_at - requests[0].received_at;
-    assert!(waited >= Duration::from_millis(1900), "{waited:?}");
+    let wait = requests[1].received_at - requests[0].received_at;
+    assert!(wait >= Duration::from_millis(1900), "{wait:?}");
 }
 
 #[tokio::test]
@@ -212,7 +225,7 @@ async fn streams_of_other_vendors_are_parsed() {
                 .done(),
         ),
         (
-            "abort",
+            "finish_reason abort",
             Script::new().role().text(text).finish("abort").done(),
         ),
         ("no [DONE]", Script::new().role().text(text).finish("stop")),
@@ -241,22 +254,22 @@ async fn streams_of_other_vendors_are_parsed() {
 #[tokio::test]
 async fn api_key_is_sent_if_configured_and_never_logged() {
     let model = ScriptedModel::start().await;
-    let keyless = start_embedded(&model).await;
-    request_answer(keyless.port(), "alice", "without").await;
-    assert_eq!(model.requests_for("without")[0].authorization, None);
-    let keyed = embedded_spec(&model)
+    let process_without_key = start_embedded(&model).await;
+    request_answer(process_without_key.port(), "alice", "without key").await;
+    assert_eq!(model.requests_for("without key")[0].authorization, None);
+    let process_with_key = embedded_spec(&model)
         .env("OPENAI_API_KEY", "sk-secret")
         .start()
         .await;
-    request_answer(keyed.port(), "alice", "with").await;
-    let request = model.requests_for("with").remove(0);
+    request_answer(process_with_key.port(), "alice", "with key").await;
+    let request = model.requests_for("with key").remove(0);
     assert_eq!(request.authorization.as_deref(), Some("Bearer sk-secret"));
     assert_eq!(request.path, "/v1/chat/completions");
     assert_eq!(request.body["stream"], true);
     assert_eq!(request.body["model"], "gpt-3.5-turbo");
     assert_eq!(request.body["max_tokens"], 500);
     assert!((request.body["temperature"].as_f64().unwrap() - 0.7).abs() < 1e-6);
-    assert!(!keyed.log().contains("sk-secret"));
+    assert!(!process_with_key.log().contains("sk-secret"));
 }
 
 #[tokio::test]
@@ -269,7 +282,7 @@ async fn context_has_each_earlier_turn_once_and_no_failed_one() {
     model.queue_answer("two", Answer::error(400, "invalid_request_error", "no"));
     model.queue_answer("three", Script::new().role().token("half").disconnect());
     let mut client = ClassicClient::open(process.port(), "alice").await;
-    // All at once, so that later ones wait while earlier ones are answered.
+    // Send all messages at once, so that later ones wait while earlier ones are answered.
     for prompt in ["one", "two", "three", "four"] {
         client.send_message(prompt).await;
     }
@@ -289,7 +302,7 @@ async fn context_has_each_earlier_turn_once_and_no_failed_one() {
             turn("user", "four"),
         ]
     );
-    // Another user has another conversation.
+    // The context of another user has none of these turns: only the system prompt and the question.
     request_answer(process.port(), "bob", "five").await;
     assert_eq!(model.requests_for("five").remove(0).messages().len(), 2);
 }
@@ -324,14 +337,14 @@ async fn slow_conversation_delays_no_other() {
         || async { model.request_count_for("slow") == 1 },
     )
     .await;
-    let began = tokio::time::Instant::now();
+    let started = tokio::time::Instant::now();
     for n in 0..20 {
         request_answer(process.port(), &format!("user{n}"), "hello").await;
     }
     assert!(
         model.open_requests() == 1,
-        "the slow answer ended too early, after {:?}",
-        began.elapsed()
+        "the slow answer ended before the others, after {:?}",
+        started.elapsed()
     );
     assert_eq!(slow.next_frame().await["content"], "at last");
 }
@@ -345,12 +358,12 @@ async fn max_workers_limits_concurrent_model_calls() {
     })
     .await;
     let process = embedded_spec(&model).env("MAX_WORKERS", "4").start().await;
-    let mut running = tokio::task::JoinSet::new();
+    let mut requests = tokio::task::JoinSet::new();
     for n in 0..16 {
         let port = process.port();
-        running.spawn(async move { request_answer(port, &format!("user{n}"), "hello").await });
+        requests.spawn(async move { request_answer(port, &format!("user{n}"), "hello").await });
     }
-    for frame in running.join_all().await {
+    for frame in requests.join_all().await {
         assert_eq!(frame["content"], "echo: hello", "{frame}");
     }
     assert_eq!(model.max_open_requests(), 4);
@@ -367,7 +380,10 @@ async fn distributed_system_survives_model_faults_and_keeps_dead_letters() {
         "slow",
         Script::complete("echo: slow").chunk_interval(Duration::from_millis(700)),
     );
-    model.queue_answer("cut", Script::new().role().token("half").disconnect());
+    model.queue_answer(
+        "disconnected",
+        Script::new().role().token("half").disconnect(),
+    );
     model.queue_answer(
         "limited",
         Answer::rate_limited().header("retry-after-ms", "500"),
@@ -377,18 +393,25 @@ async fn distributed_system_survives_model_faults_and_keeps_dead_letters() {
     let gateway = stack.gateway("server_1").start().await;
     let _worker = stack.worker("worker_1").start().await;
     let _relay = stack.relay("relay_1").start().await;
-    let mut running = tokio::task::JoinSet::new();
-    for prompt in ["slow", "cut", "limited", "refused", "broken", "fine"] {
+    let mut requests = tokio::task::JoinSet::new();
+    for prompt in [
+        "slow",
+        "disconnected",
+        "limited",
+        "refused",
+        "broken",
+        "fine",
+    ] {
         let port = gateway.port();
-        running.spawn(async move {
+        requests.spawn(async move {
             (
                 prompt,
-                request_answer(port, &format!("the-{prompt}"), prompt).await,
+                request_answer(port, &format!("user-{prompt}"), prompt).await,
             )
         });
     }
-    while let Some(answered) = running.join_next().await {
-        let (prompt, frame) = answered.unwrap();
+    while let Some(result) = requests.join_next().await {
+        let (prompt, frame) = result.unwrap();
         match prompt {
             "refused" => assert_failed(&frame, "provider_rejected"),
             "broken" => assert_failed(&frame, "provider_failed"),
@@ -399,17 +422,17 @@ async fn distributed_system_survives_model_faults_and_keeps_dead_letters() {
     assert_eq!(stack.model.request_count_for("refused"), 1);
 
     let kafka = stack.kafka_client();
-    let originals = kafka.read(MESSAGES, 6, TEST_TIMEOUT).await;
-    let dead = kafka
+    let records = kafka.read(MESSAGES, 6, TEST_TIMEOUT).await;
+    let dead_letters = kafka
         .read(&format!("{MESSAGES}.dlq"), 2, TEST_TIMEOUT)
         .await;
-    assert_eq!(dead.len(), 2, "{dead:?}");
-    for dead_letter in &dead {
+    assert_eq!(dead_letters.len(), 2, "{dead_letters:?}");
+    for dead_letter in &dead_letters {
         let (partition, offset) = (
             &dead_letter.headers["dlq.partition"],
             &dead_letter.headers["dlq.offset"],
         );
-        let original = originals
+        let original = records
             .iter()
             .find(|record| {
                 record.partition.to_string() == *partition && record.offset.to_string() == *offset
@@ -435,9 +458,9 @@ async fn distributed_system_survives_model_faults_and_keeps_dead_letters() {
             "{dead_letter:?}"
         );
     }
-    // One terminal record each, and every offset is committed.
+    // Each message has one terminal record, and every offset is committed.
     assert_eq!(kafka.read(RESPONSES, 6, TEST_TIMEOUT).await.len(), 6);
-    wait_until("everything is committed", TEST_TIMEOUT, || async {
+    wait_until("all offsets are committed", TEST_TIMEOUT, || async {
         kafka.lag(WORKERS, MESSAGES).await == 0
     })
     .await;
