@@ -13,7 +13,7 @@ const ACCEPT_FAILURE: &str = "accepting a connection failed";
 /// CPU time of a process, in hundredths of a second.
 fn cpu_time(pid: u32) -> u64 {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    // The field before is the command name, which ends with the last parenthesis.
+    // The command name before these fields may contain spaces and ends with the last parenthesis.
     let fields: Vec<&str> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
     fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
 }
@@ -36,22 +36,27 @@ async fn process_without_descriptors_waits_and_serves_open_connections() {
     }
     process.wait_for_log(ACCEPT_FAILURE, TEST_TIMEOUT).await;
     let mut clients = Vec::new();
-    let first = timeout(TEST_TIMEOUT, ClassicClient::open(process.port(), "user0")).await;
-    clients.push(first.expect("silent connections lock out others"));
+    let first_client = timeout(TEST_TIMEOUT, ClassicClient::open(process.port(), "user0")).await;
+    clients.push(first_client.expect("silent connections lock out others"));
     drop(silent);
 
     // WebSockets are not evicted, so now no descriptor can be freed.
-    let wait = Duration::from_secs(4);
+    let connect_limit = Duration::from_secs(4);
     loop {
         let user = format!("user{}", clients.len());
-        match timeout(wait, ClassicClient::connect(process.port(), "t", &user)).await {
+        match timeout(
+            connect_limit,
+            ClassicClient::connect(process.port(), "t", &user),
+        )
+        .await
+        {
             Ok(Ok(client)) => clients.push(client),
             Ok(Err(_)) | Err(_) => break,
         }
-        assert!(clients.len() < 96);
+        assert!(clients.len() < 96, "more clients than descriptors");
     }
-    assert!(clients.len() > 10, "{}", clients.len());
-    let waiting = TcpStream::connect(("127.0.0.1", process.port())).await;
+    assert!(clients.len() > 10, "only {} clients", clients.len());
+    let unaccepted = TcpStream::connect(("127.0.0.1", process.port())).await;
     let failures_before = process.log().matches(ACCEPT_FAILURE).count();
     let cpu_before = cpu_time(process.pid());
     // A measurement over a fixed time: the accept loop must neither spin nor flood the log.
@@ -59,14 +64,14 @@ async fn process_without_descriptors_waits_and_serves_open_connections() {
     let cpu_used = cpu_time(process.pid()) - cpu_before;
     assert!(
         cpu_used < 60,
-        "{cpu_used} hundredths of a second in three seconds"
+        "used {cpu_used} hundredths of a second of CPU in three seconds"
     );
     let failures = process.log().matches(ACCEPT_FAILURE).count() - failures_before;
     assert!((1..20).contains(&failures), "logged {failures} times");
     let answer = clients[0].send_and_wait("is it still there?").await;
     assert_eq!(answer["type"], "response", "{answer}");
 
-    drop((waiting, clients));
+    drop((unaccepted, clients));
     wait_until("connections are accepted again", TEST_TIMEOUT, || async {
         process.is_ready().await
     })

@@ -48,27 +48,29 @@ fn hostile_names() -> Vec<String> {
     names
 }
 
-/// Every route refuses such a userid, even with valid credentials.
+/// Every route refuses a hostile userid, even with valid credentials.
 pub(super) async fn userids_are_refused_everywhere(system: &AccessSystem) {
     for name in hostile_names() {
-        let user = encoded(&name);
+        let user = url_encoded(&name);
         let token = token_for(&name);
-        let own = Some(&*token);
-        let admin = Some(ADMIN_KEY);
+        let own_token = Some(&*token);
+        let admin_key = Some(ADMIN_KEY);
         for (method, path, bearer) in [
-            (Method::POST, "/token?", admin),
-            (Method::DELETE, "/token?", admin),
-            (Method::GET, "/conversations?", own),
-            (Method::DELETE, "/conversations?", own),
-            (Method::GET, "/conversations/default/messages?", own),
-            (Method::DELETE, "/conversations/default?", own),
+            (Method::POST, "/token?", admin_key),
+            (Method::DELETE, "/token?", admin_key),
+            (Method::GET, "/conversations?", own_token),
+            (Method::DELETE, "/conversations?", own_token),
+            (Method::GET, "/conversations/default/messages?", own_token),
+            (Method::DELETE, "/conversations/default?", own_token),
         ] {
             let path = format!("{path}userid={user}");
             let status = system.status(method.clone(), &path, bearer).await;
             assert_eq!(status, 400, "{method} {path} as {name:?}");
         }
-        // The same for the subject of the token.
-        let status = system.status(Method::GET, "/conversations", own).await;
+        // Without the parameter, the subject of the token is refused.
+        let status = system
+            .status(Method::GET, "/conversations", own_token)
+            .await;
         assert!([400, 401].contains(&status), "{status} for {name:?}");
         let path = format!("/ws?token={token}&userid={user}");
         let refused = ClassicClient::connect_with(system.port(0), &path, &[], &name).await;
@@ -80,25 +82,28 @@ pub(super) async fn userids_are_refused_everywhere(system: &AccessSystem) {
     }
 }
 
-/// Every route and frame refuses such a conversation or message id, and nothing is stored.
+/// Every route and frame refuses a hostile conversation or message id, and nothing is stored.
 pub(super) async fn other_identifiers_are_refused_everywhere(system: &AccessSystem) {
     let user = unique_name("careful");
     let mut device = system.device(0, &user).await;
     let token = device.token.clone();
-    let kept = unique_name("kept");
-    device.send_and_wait("m-1", &kept).await;
+    let text = unique_name("kept");
+    device.send_and_wait("m-1", &text).await;
     for name in hostile_names() {
-        let part = encoded(&name).replace('+', "%20");
+        let segment = url_encoded(&name).replace('+', "%20");
         for (method, path) in [
-            (Method::DELETE, format!("/conversations/{part}")),
-            (Method::GET, format!("/conversations/{part}/messages")),
+            (Method::DELETE, format!("/conversations/{segment}")),
+            (Method::GET, format!("/conversations/{segment}/messages")),
             (
                 Method::GET,
-                format!("/conversations/default/messages?before={}", encoded(&name)),
+                format!(
+                    "/conversations/default/messages?before={}",
+                    url_encoded(&name)
+                ),
             ),
             (
                 Method::GET,
-                format!("/conversations?after={}", encoded(&name)),
+                format!("/conversations?after={}", url_encoded(&name)),
             ),
         ] {
             let status = system.status(method.clone(), &path, Some(&token)).await;
@@ -115,7 +120,10 @@ pub(super) async fn other_identifiers_are_refused_everywhere(system: &AccessSyst
             let answer = device.next_frame().await;
             assert_eq!(answer["code"], "invalid_message", "{frame}: {answer}");
         }
-        let path = format!("/ws?token={token}&userid={user}&since={}", encoded(&name));
+        let path = format!(
+            "/ws?token={token}&userid={user}&since={}",
+            url_encoded(&name)
+        );
         let mut other = V1Client::new(&user);
         match other.upgrade(system.port(0), &path, &[]).await {
             Err(refused) => assert_eq!(refused.status, 400, "{name:?}"),
@@ -123,5 +131,5 @@ pub(super) async fn other_identifiers_are_refused_everywhere(system: &AccessSyst
         }
     }
     let turns = system.history(&user, &token, "default").await;
-    assert_eq!(turns, [(kept.clone(), format!("echo: {kept}"))]);
+    assert_eq!(turns, [(text.clone(), format!("echo: {text}"))]);
 }

@@ -1,4 +1,5 @@
-//! Access control with real tokens on real processes: authentication, isolation of users, revocation.
+//! Access control with real tokens on real processes: authentication, isolation of users,
+//! revocation.
 
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -27,13 +28,13 @@ const ADMIN_KEY: &str = "the-operators-own-key";
 /// relay on Kafka and Redis.
 struct AccessSystem {
     gateways: Vec<ChatmeshProcess>,
-    others: Vec<ChatmeshProcess>,
+    other_roles: Vec<ChatmeshProcess>,
     model: ScriptedModel,
     client: reqwest::Client,
 }
 
 /// A client without a connection pool, because idle connections would count against the limits.
-fn client() -> reqwest::Client {
+fn unpooled_client() -> reqwest::Client {
     let client = reqwest::Client::builder()
         .no_proxy()
         .pool_max_idle_per_host(0);
@@ -43,12 +44,12 @@ fn client() -> reqwest::Client {
 impl AccessSystem {
     async fn embedded() -> Self {
         let model = ScriptedModel::start().await;
-        let spec = signed(ProcessSpec::ephemeral(), &model);
+        let spec = with_signed_tokens(ProcessSpec::ephemeral(), &model);
         Self {
             gateways: vec![spec.start().await],
-            others: Vec::new(),
+            other_roles: Vec::new(),
             model,
-            client: client(),
+            client: unpooled_client(),
         }
     }
 
@@ -56,7 +57,7 @@ impl AccessSystem {
         let model = ScriptedModel::start().await;
         let topic = unique_name("access");
         let role = |spec: ProcessSpec| {
-            signed(spec, &model)
+            with_signed_tokens(spec, &model)
                 .env("KAFKA_BOOTSTRAP_SERVERS", &kafka_address())
                 .env("REDIS_URL", &redis_url())
                 .env("MESSAGES_TOPIC", &format!("{topic}-in"))
@@ -66,14 +67,14 @@ impl AccessSystem {
         let gateway = |name: &str| role(ProcessSpec::gateway()).env("SERVER_ID", name).spawn();
         let mut system = Self {
             gateways: vec![gateway("server_1"), gateway("server_2")],
-            others: vec![
+            other_roles: vec![
                 role(ProcessSpec::ai_worker()).spawn(),
                 role(ProcessSpec::relay()).spawn(),
             ],
             model,
-            client: client(),
+            client: unpooled_client(),
         };
-        for process in system.gateways.iter_mut().chain(&mut system.others) {
+        for process in system.gateways.iter_mut().chain(&mut system.other_roles) {
             process.wait_ready(TEST_TIMEOUT).await;
         }
         system
@@ -105,14 +106,14 @@ impl AccessSystem {
 
     /// Issues a token, as the operator's backend does.
     async fn token(&self, user: &str) -> String {
-        let path = format!("/token?userid={}", encoded(user));
+        let path = format!("/token?userid={}", url_encoded(user));
         let reply = self.call(Method::POST, &path, Some(ADMIN_KEY)).await;
         assert_eq!(reply.status, 200, "{user}: {}", reply.body);
         reply.json()["token"].as_str().unwrap().to_owned()
     }
 
     async fn revoke(&self, user: &str) {
-        let path = format!("/token?userid={}", encoded(user));
+        let path = format!("/token?userid={}", url_encoded(user));
         let status = self.status(Method::DELETE, &path, Some(ADMIN_KEY)).await;
         assert_eq!(status, 200);
     }
@@ -129,19 +130,19 @@ impl AccessSystem {
     async fn history(&self, user: &str, token: &str, conversation: &str) -> Vec<(String, String)> {
         let path = format!(
             "/conversations/{conversation}/messages?userid={}",
-            encoded(user)
+            url_encoded(user)
         );
         let reply = self.call(Method::GET, &path, Some(token)).await;
         assert_eq!(reply.status, 200, "{}", reply.body);
         let text = |turn: &Value, field: &str| turn[field].as_str().unwrap_or("").to_owned();
         let messages = reply.json()["messages"].as_array().unwrap().clone();
-        let pair = |turn: &Value| (text(turn, "question"), text(turn, "answer"));
-        messages.iter().map(pair).collect()
+        let question_and_answer = |turn: &Value| (text(turn, "question"), text(turn, "answer"));
+        messages.iter().map(question_and_answer).collect()
     }
 
     /// The logs of all processes, by address.
     fn logs(&self) -> BTreeMap<String, String> {
-        let processes = self.gateways.iter().chain(&self.others);
+        let processes = self.gateways.iter().chain(&self.other_roles);
         processes
             .map(|process| (process.url(""), process.log()))
             .collect()
@@ -158,7 +159,7 @@ impl AccessSystem {
     }
 }
 
-fn signed(spec: ProcessSpec, model: &ScriptedModel) -> ProcessSpec {
+fn with_signed_tokens(spec: ProcessSpec, model: &ScriptedModel) -> ProcessSpec {
     spec.env("AUTH_MODE", "jwt")
         .env("JWT_SECRET", SECRET)
         .env("ADMIN_KEY", ADMIN_KEY)
@@ -167,13 +168,13 @@ fn signed(spec: ProcessSpec, model: &ScriptedModel) -> ProcessSpec {
         .env("OPENAI_IDLE_TIMEOUT_MS", "240000")
 }
 
-fn encoded(text: &str) -> String {
+fn url_encoded(text: &str) -> String {
     url::form_urlencoded::byte_serialize(text.as_bytes()).collect()
 }
 
-fn now() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-    i64::try_from(since.as_secs()).unwrap()
+fn now_seconds() -> i64 {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    i64::try_from(since_epoch.as_secs()).unwrap()
 }
 
 /// Signs claims with the right key, whether they are valid or not.
@@ -183,5 +184,5 @@ fn sign_claims(claims: &Value) -> String {
 }
 
 fn token_for(user: &str) -> String {
-    sign_claims(&json!({"sub": user, "exp": now() + 600, "iat": now() + 1}))
+    sign_claims(&json!({"sub": user, "exp": now_seconds() + 600, "iat": now_seconds() + 1}))
 }

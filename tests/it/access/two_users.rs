@@ -17,8 +17,8 @@ fn similar_userids(alice: &str) -> Vec<String> {
     ]
 }
 
-async fn classic(system: &AccessSystem, n: usize, user: &str) -> ClassicClient {
-    let path = format!("/ws?userid={}", encoded(user));
+async fn connect_classic(system: &AccessSystem, n: usize, user: &str) -> ClassicClient {
+    let path = format!("/ws?userid={}", url_encoded(user));
     let bearer = format!("Bearer {}", system.token(user).await);
     let headers = [("authorization", bearer.as_str())];
     let client = ClassicClient::connect_with(system.port(n), &path, &headers, user).await;
@@ -31,8 +31,8 @@ async fn attack(system: &AccessSystem, alice: &Alice, user: &str) {
     let token = device.token.clone();
 
     // A token is refused for any other user.
-    let (own, hers) = (encoded(user), encoded(&alice.user));
-    for (userid, bearer) in [(&own, &alice.token), (&hers, &token)] {
+    let (own_userid, alice_userid) = (url_encoded(user), url_encoded(&alice.user));
+    for (userid, bearer) in [(&own_userid, &alice.token), (&alice_userid, &token)] {
         for (method, path) in [
             (Method::GET, "/conversations?"),
             (Method::DELETE, "/conversations?"),
@@ -55,19 +55,19 @@ async fn attack(system: &AccessSystem, alice: &Alice, user: &str) {
     }
     // A user's token is not the operator's key.
     for method in [Method::POST, Method::DELETE] {
-        let path = format!("/token?userid={hers}");
+        let path = format!("/token?userid={alice_userid}");
         for bearer in [None, Some(&*token), Some(&*alice.token)] {
             let status = system.status(method.clone(), &path, bearer).await;
             assert_eq!(status, 401);
         }
     }
 
-    // The same ids name the attacker's own messages, and Alice's ids are unknown.
-    let mine = unique_name("mine");
-    device.send_message_in("private", "a-1", &mine).await;
-    let end = device.wait_for_terminal_frame("a-1").await;
-    assert_eq!(end["content"], format!("echo: {mine}"));
-    let prompt = system.model.requests_for(&mine).remove(0).messages();
+    // The ids of Alice's messages name the attacker's own ones, and her `message_id`s are unknown.
+    let own_text = unique_name("mine");
+    device.send_message_in("private", "a-1", &own_text).await;
+    let terminal_frame = device.wait_for_terminal_frame("a-1").await;
+    assert_eq!(terminal_frame["content"], format!("echo: {own_text}"));
+    let prompt = system.model.requests_for(&own_text).remove(0).messages();
     assert!(
         prompt.iter().all(|(_, text)| !text.contains(&alice.mark)),
         "{prompt:?}"
@@ -82,36 +82,37 @@ async fn attack(system: &AccessSystem, alice: &Alice, user: &str) {
         assert_eq!(result["result"], "unknown", "{cancel}: {result}");
     }
     let turns = system.history(user, &token, "private").await;
-    assert_eq!(turns, [(mine.clone(), format!("echo: {mine}"))]);
+    assert_eq!(turns, [(own_text.clone(), format!("echo: {own_text}"))]);
     let path = format!(
-        "/conversations/private/messages?userid={own}&before={}",
+        "/conversations/private/messages?userid={own_userid}&before={}",
         alice.answered
     );
     assert_eq!(system.status(Method::GET, &path, Some(&token)).await, 404);
 
-    // Resuming from her position reveals nothing.
-    let mut late = V1Client::new(user);
-    late.token.clone_from(&token);
-    late.transcript.position.clone_from(&alice.position);
-    let welcome = late.connect(system.port(0)).await;
+    // Resuming from Alice's position reveals none of her data.
+    let mut resuming = V1Client::new(user);
+    resuming.token.clone_from(&token);
+    resuming.transcript.position.clone_from(&alice.position);
+    let welcome = resuming.connect(system.port(0)).await;
     assert_eq!(welcome["pending"], json!([]), "{welcome}");
-    while let ClientEvent::Frame(frame) = late.next_event(Duration::from_millis(300)).await {
+    while let ClientEvent::Frame(frame) = resuming.next_event(Duration::from_millis(300)).await {
         assert!(!frame.to_string().contains(&alice.mark), "{frame}");
     }
-    drop(late);
+    drop(resuming);
 
     // Deleting all conversations deletes the attacker's only.
-    let path = format!("/conversations?userid={own}");
+    let path = format!("/conversations?userid={own_userid}");
     assert_eq!(
         system.status(Method::DELETE, &path, Some(&token)).await,
         204
     );
     assert!(system.history(user, &token, "private").await.is_empty());
     system.revoke(user).await;
-    let path = format!("/conversations?userid={own}");
+    let path = format!("/conversations?userid={own_userid}");
     assert_eq!(system.status(Method::GET, &path, Some(&token)).await, 401);
 }
 
+/// The user whose data the others try to access.
 struct Alice {
     user: String,
     token: String,
@@ -128,50 +129,56 @@ pub(super) async fn no_user_sees_or_changes_data_of_another(system: &AccessSyste
     let user = unique_name("alice");
     let mark = unique_name("mark");
     let (first, second) = (format!("{mark} first"), format!("{mark} second"));
-    let growing = Script::new().role().text(&format!("{mark} grows ")).hang();
-    system.model.queue_answer(&second, growing);
+    let unfinished = Script::new().role().text(&format!("{mark} grows ")).hang();
+    system.model.queue_answer(&second, unfinished);
 
     // Users with similar ids are connected on both protocols and all gateways from the start.
-    let mut bystanders = Vec::new();
-    let mut classics = Vec::new();
-    for near in similar_userids(&user) {
-        bystanders.push(system.device(0, &near).await);
-        classics.push(classic(system, 1, &near).await);
+    let mut v1_clients = Vec::new();
+    let mut classic_clients = Vec::new();
+    for similar in similar_userids(&user) {
+        v1_clients.push(system.device(0, &similar).await);
+        classic_clients.push(connect_classic(system, 1, &similar).await);
     }
-    let mut hers = classic(system, 0, &user).await;
+    let mut alice_classic = connect_classic(system, 0, &user).await;
     let mut device = system.device(1, &user).await;
     device.send_message_in("private", "a-1", &first).await;
-    let end = device.wait_for_terminal_frame("a-1").await;
-    assert_eq!(hers.next_frame().await["content"], end["content"]);
+    let terminal_frame = device.wait_for_terminal_frame("a-1").await;
+    assert_eq!(
+        alice_classic.next_frame().await["content"],
+        terminal_frame["content"]
+    );
     device.send_message_in("private", "a-2", &second).await;
     device.wait_for_text("a-2", "grows").await;
     let alice = Alice {
         token: device.token.clone(),
         in_progress: device.transcript.message_id("a-2").unwrap().to_owned(),
-        answered: end["message_id"].as_str().unwrap().to_owned(),
+        answered: terminal_frame["message_id"].as_str().unwrap().to_owned(),
         position: device.transcript.position.clone(),
         user: user.clone(),
         mark: mark.clone(),
     };
-    for (bystander, other) in bystanders.iter_mut().zip(&mut classics) {
-        let event = bystander.next_event(Duration::from_millis(100)).await;
-        let got = matches!(event, ClientEvent::Frame(_));
-        assert!(!got, "{} got {event:?}", bystander.user);
-        other.expect_no_frame(Duration::from_millis(100)).await;
+    for (v1_client, classic_client) in v1_clients.iter_mut().zip(&mut classic_clients) {
+        let event = v1_client.next_event(Duration::from_millis(100)).await;
+        let received_frame = matches!(event, ClientEvent::Frame(_));
+        assert!(!received_frame, "{} received {event:?}", v1_client.user);
+        classic_client
+            .expect_no_frame(Duration::from_millis(100))
+            .await;
     }
     let attackers = similar_userids(&user);
     let attacks = attackers.iter().map(|name| attack(system, &alice, name));
     futures_util::future::join_all(attacks).await;
-    for (mut bystander, mut other) in bystanders.into_iter().zip(classics) {
-        // Each received its own frames only, and was closed by the revocation of its own token.
-        assert_eq!(bystander.expect_close().await, Some(4401));
+    for (mut v1_client, mut classic_client) in v1_clients.into_iter().zip(classic_clients) {
+        // Each client received only frames of its own user, and was closed by the revocation of its
+        // own token.
+        assert_eq!(v1_client.expect_close().await, Some(4401));
         assert!(
-            bystander
+            v1_client
                 .frames
                 .iter()
                 .all(|frame| !frame.to_string().contains(&mark))
         );
-        assert_eq!(other.expect_close().await, Some(4401));
+        assert_eq!(classic_client.expect_close().await, Some(4401));
     }
 
     // Alice is not affected: her answer is still in progress, and her history is complete.
@@ -205,7 +212,7 @@ async fn test_access(system: AccessSystem) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn users_are_isolated_on_embedded() {
+async fn users_are_isolated_on_embedded_engines() {
     test_access(AccessSystem::embedded().await).await;
 }
 

@@ -1,6 +1,6 @@
-/* A role that lives in another hour. What chatmesh reads the time by, CLOCK_REALTIME, is shifted by
- * CLOCK_SHIFT_SECONDS. libfaketime also shifts gettimeofday, by which librdkafka sets deadlines,
- * but not the C11 waits for them, which then last as long as the shift. */
+/* Shifts the clock from which chatmesh reads the time (CLOCK_REALTIME) by CLOCK_SHIFT_SECONDS.
+ * libfaketime is not used: it also shifts gettimeofday, from which librdkafka computes deadlines,
+ * but not the C11 functions that wait for them, so these waits would last as long as the shift. */
 #define _GNU_SOURCE
 #include <stdlib.h>
 #include <sys/syscall.h>

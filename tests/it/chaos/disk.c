@@ -1,4 +1,4 @@
-/* A disk that can't make anything durable while the file SYNC_FAILS_WHILE is there. */
+/* Makes fdatasync fail, as on a broken disk, while the file SYNC_FAILS_WHILE exists. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <stdlib.h>
