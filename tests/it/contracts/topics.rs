@@ -1,4 +1,4 @@
-//! Compares the records that the code writes and reads with the documented topics.
+//! Compares the records that the code writes and reads with the schemas of the documented topics.
 
 use chatmesh::protocol::error_code::ErrorCode;
 use chatmesh::protocol::ids::{ClientMessageId, ConversationId, MessageId, UserId};
@@ -8,16 +8,18 @@ use serde_json::Value;
 
 use super::Document;
 
-fn payload<'a>(document: &'a Document, channel: &str, message: &str) -> &'a Value {
-    let message = &document.root["channels"][channel]["messages"][message];
+/// The message of a channel, with this name in the document.
+fn channel_message<'a>(document: &'a Document, channel: &str, name: &str) -> &'a Value {
+    let message = &document.root["channels"][channel]["messages"][name];
     let message = document.resolve(message);
     assert!(
         message["payload"].is_object(),
-        "{channel} has no such message"
+        "{channel} has no message with this name and a payload"
     );
     message
 }
 
+/// A record with this value.
 fn record(value: &Value) -> Record {
     Record {
         topic: "incoming_messages".into(),
@@ -36,7 +38,7 @@ fn written_records_match_their_schemas() {
     let document = Document::asyncapi();
     let user = UserId::parse("user123").unwrap();
     let id = ClientMessageId::parse("1").unwrap();
-    let written = QuestionRecord {
+    let question_record = QuestionRecord {
         v: 1,
         kind: "message",
         content: "Hello",
@@ -49,12 +51,12 @@ fn written_records_match_their_schemas() {
         conversation_id: &ConversationId::default_conversation(),
         stream: true,
     };
-    let message = payload(&document, "incomingMessages", "questionRecord");
-    let written = serde_json::to_value(&written).unwrap();
-    document.assert_valid(&message["payload"], &written, "a question");
+    let message = channel_message(&document, "incomingMessages", "questionRecord");
+    let question_record = serde_json::to_value(&question_record).unwrap();
+    document.assert_valid(&message["payload"], &question_record, "a question record");
 
-    let question = Question::parse(&record(&written)).unwrap();
-    let answered = TerminalRecord {
+    let question = Question::parse(&record(&question_record)).unwrap();
+    let response = TerminalRecord {
         content: Some("Hello!".into()),
         processing_time_ms: Some(12),
         finish_reason: Some("stop".into()),
@@ -63,13 +65,13 @@ fn written_records_match_their_schemas() {
         attempt: Some(1),
         ..TerminalRecord::new(&question, TerminalKind::Response)
     };
-    let message = payload(&document, "responses", "terminalRecord");
-    for end in [
-        answered,
+    let message = channel_message(&document, "responses", "terminalRecord");
+    for terminal in [
+        response,
         TerminalRecord::failure(&question, ErrorCode::ProviderFailed),
     ] {
-        let end: Value = serde_json::from_str(&end.to_json()).unwrap();
-        document.assert_valid(&message["payload"], &end, "an end");
+        let terminal: Value = serde_json::from_str(&terminal.to_json()).unwrap();
+        document.assert_valid(&message["payload"], &terminal, "a terminal record");
     }
 }
 
@@ -77,9 +79,9 @@ fn written_records_match_their_schemas() {
 fn documented_records_can_be_decoded() {
     let document = Document::asyncapi();
     let examples = |channel, name| {
-        let message = payload(&document, channel, name);
+        let message = channel_message(&document, channel, name);
         let examples = message["examples"].as_array().unwrap();
-        assert!(!examples.is_empty(), "{channel} has examples");
+        assert!(!examples.is_empty(), "{channel}: {name} has no example");
         examples.iter().map(|example| &example["payload"])
     };
     for example in examples("incomingMessages", "questionRecord") {

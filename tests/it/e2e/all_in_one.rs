@@ -1,4 +1,4 @@
-//! One process with all roles and the embedded backends.
+//! One process with all roles, and an embedded log and fan-out.
 
 use std::time::Duration;
 
@@ -7,6 +7,7 @@ use crate::support::model::{Script, ScriptedModel};
 use crate::support::process::ProcessSpec;
 use crate::support::{MAILBOX_CHECK_QUIET_PERIOD, TEST_TIMEOUT, http, wait_until};
 
+/// Makes the process use this model.
 fn with_model(spec: ProcessSpec, model: &ScriptedModel) -> ProcessSpec {
     spec.env("OPENAI_BASE_URL", &model.base_url())
         .env("OPENAI_TIMEOUT_MS", "20000")
@@ -43,11 +44,11 @@ async fn classic_answer_has_all_documented_fields() {
     for name in ["timestamp", "correlation_id", "message_id"] {
         assert!(frame[name].is_string(), "{name} is missing: {frame}");
     }
-    let connection = client.correlation_id.clone().expect("X-Correlation-ID");
-    let of_message = frame["correlation_id"].as_str().unwrap();
+    let connection_id = client.correlation_id.clone().expect("X-Correlation-ID");
+    let message_correlation_id = frame["correlation_id"].as_str().unwrap();
     assert!(
-        of_message.starts_with(&connection),
-        "{of_message} of {connection}"
+        message_correlation_id.starts_with(&connection_id),
+        "{message_correlation_id} does not begin with {connection_id}"
     );
 }
 
@@ -60,7 +61,8 @@ async fn answer_reaches_all_sockets_of_its_user_and_no_other() {
     let mut other = ClassicClient::open(process.port(), "alice2").await;
     let frame = laptop.send_and_wait("hello").await;
     assert_eq!(phone.next_frame().await, frame);
-    // The other user's first frame is the answer to its own message.
+    // The first frame of the other user is the answer to its own message, so it received no frame
+    // before.
     assert_eq!(other.send_and_wait("mine").await["content"], "echo: mine");
 }
 
@@ -69,9 +71,9 @@ async fn unanswered_message_is_answered_after_kill_and_restart() {
     let model = ScriptedModel::start().await;
     model.queue_answer("before", Script::complete("early"));
     model.queue_answer("unanswered", Script::new().token("half an ans").hang());
-    // Slow enough that the client, which can't resume, has reconnected first.
-    let late = Script::complete("whole answer").initial_delay(Duration::from_secs(4));
-    model.queue_answer("unanswered", late);
+    // The second answer is so slow that the client, which can not resume, reconnects before it.
+    let delayed_answer = Script::complete("whole answer").initial_delay(Duration::from_secs(4));
+    model.queue_answer("unanswered", delayed_answer);
     let spec = with_model(ProcessSpec::durable(), &model);
     let mut process = spec.start().await;
     let mut client = ClassicClient::open(process.port(), "alice").await;
@@ -93,19 +95,19 @@ async fn unanswered_message_is_answered_after_kill_and_restart() {
     assert_eq!(
         model.request_count_for("before"),
         1,
-        "the model was called twice"
+        "the model was called again for an answered message"
     );
-    // The conversation is still the model's context.
+    // The context of the next request to the model has each turn of the conversation once.
     client.send_and_wait("after").await;
     let request = model.requests_for("after").remove(0);
-    let contents: Vec<String> = request
+    let context: Vec<String> = request
         .messages()
         .into_iter()
         .map(|(_, text)| text)
         .collect();
     for turn in ["before", "early", "unanswered", "whole answer", "after"] {
-        let times = contents.iter().filter(|text| *text == turn).count();
-        assert_eq!(times, 1, "{turn} in {contents:?}");
+        let occurrences = context.iter().filter(|text| *text == turn).count();
+        assert_eq!(occurrences, 1, "{turn} in {context:?}");
     }
 }
 
@@ -113,7 +115,7 @@ async fn unanswered_message_is_answered_after_kill_and_restart() {
 async fn repeated_kills_lose_nothing_and_answer_nothing_twice() {
     const ROUNDS: usize = 4;
     const USERS: usize = 20;
-    // Slow enough that the kill interrupts answers.
+    // The answers are so slow that the kill interrupts some of them.
     let model = ScriptedModel::start_with(|request| {
         Script::echo(request)
             .chunk_interval(Duration::from_millis(40))
@@ -123,7 +125,7 @@ async fn repeated_kills_lose_nothing_and_answer_nothing_twice() {
     let spec = with_model(ProcessSpec::durable(), &model);
     for round in 0..ROUNDS {
         let mut process = spec.start().await;
-        let before = model.request_count();
+        let previous_requests = model.request_count();
         for user in 0..USERS {
             let mut client = ClassicClient::open(process.port(), &format!("user{user}")).await;
             client
@@ -131,26 +133,30 @@ async fn repeated_kills_lose_nothing_and_answer_nothing_twice() {
                 .await;
             client.close().await;
         }
-        // ModelRequest means accepted. Not all are, when the process dies.
-        wait_until("half of them reach the model", TEST_TIMEOUT, || async {
-            model.request_count() >= before + USERS / 2
-        })
+        // A message that reached the model was accepted. Others may be lost with the process
+        // before they are accepted.
+        wait_until(
+            "half of the messages reach the model",
+            TEST_TIMEOUT,
+            || async { model.request_count() >= previous_requests + USERS / 2 },
+        )
         .await;
         process.kill();
     }
-    let requested: std::collections::BTreeSet<String> = model
+    let requested_prompts: std::collections::BTreeSet<String> = model
         .requests()
         .into_iter()
         .map(|request| request.prompt)
         .collect();
     let process = spec.start().await;
-    // After the last start every message that once reached the model has its answer in the history.
-    let answered = |user: usize| {
+    // After the last start, the context of a new request has the answer to every message that
+    // reached the model.
+    let context_of_next_request = |user: usize| {
         let (model, port) = (&model, process.port());
         async move {
             let mut client = ClassicClient::open(port, &format!("user{user}")).await;
             let question = format!("{user} sends a last message");
-            // Open messages are answered first, in order.
+            // The answers to open messages arrive first, in order.
             client.send_message(&question).await;
             loop {
                 let frame = client.next_frame().await;
@@ -162,7 +168,7 @@ async fn repeated_kills_lose_nothing_and_answer_nothing_twice() {
         }
     };
     for user in 0..USERS {
-        let context = answered(user).await;
+        let context = context_of_next_request(user).await;
         for round in 0..ROUNDS {
             let prompt = format!("{user} in round {round}");
             let answer = format!("echo: {prompt}");
@@ -170,7 +176,7 @@ async fn repeated_kills_lose_nothing_and_answer_nothing_twice() {
             let answers = context.iter().filter(|(_, text)| *text == answer).count();
             assert_eq!(questions, answers, "{prompt}: {context:?}");
             assert!(answers <= 1, "{prompt} was answered twice: {context:?}");
-            if requested.contains(&prompt) {
+            if requested_prompts.contains(&prompt) {
                 assert_eq!(answers, 1, "{prompt} was lost: {context:?}");
             }
         }
@@ -198,7 +204,7 @@ async fn drain_answers_waiting_classic_clients_and_refuses_new_ones() {
     let ready = http::get(&process.url("/health/ready")).await;
     assert_eq!(ready.status, 503);
     let Err(refused) = ClassicClient::connect(process.port(), "any", "carol").await else {
-        panic!("a draining gateway took a new client");
+        panic!("a draining gateway accepted a new client");
     };
     assert_eq!(refused.status, 503);
     let frame = waiting.next_frame().await;

@@ -1,4 +1,4 @@
-//! Invalid input is answered or becomes a dead letter, and harms nothing else.
+//! Invalid input is refused or becomes a dead letter, and affects no other message.
 
 use serde_json::json;
 
@@ -9,7 +9,7 @@ use crate::support::redis::subscribe;
 use crate::support::stack::{MESSAGES, RELAYS, RESPONSES, Stack, WORKERS};
 use crate::support::{TEST_TIMEOUT, wait_until};
 
-/// Everything embedded, with this model.
+/// Starts a process with all roles that uses this model.
 async fn start_embedded(model: &ScriptedModel) -> ChatmeshProcess {
     ProcessSpec::ephemeral()
         .env("OPENAI_BASE_URL", &model.base_url())
@@ -24,7 +24,7 @@ async fn malformed_message_is_refused_and_the_socket_stays_open() {
     let process = start_embedded(&model).await;
     let mut client = ClassicClient::open(process.port(), "alice").await;
     let too_long = "x".repeat(8001);
-    let bad = [
+    let invalid_messages = [
         "not json".to_owned(),
         String::new(),
         "[]".to_owned(),
@@ -42,25 +42,25 @@ async fn malformed_message_is_refused_and_the_socket_stays_open() {
         json!({"type": "no-such-type", "content": "hi", "userid": "alice"}).to_string(),
         json!({"type": 1, "content": "hi", "userid": "alice"}).to_string(),
         json!({"content": "hi", "userid": "alice"}).to_string(),
-        // Nested deeper than any parser should follow.
+        // The nesting is deeper than a parser should follow.
         "[".repeat(20_000),
-        // Half of a surrogate pair is no character.
+        // Half of a surrogate pair is not a character.
         r#"{"type":"message","content":"\ud800","userid":"alice"}"#.to_owned(),
     ];
-    for (n, text) in bad.iter().enumerate() {
+    for (n, text) in invalid_messages.iter().enumerate() {
         client.send_text(text).await;
         let frame = client.next_frame().await;
-        let start: String = text.chars().take(60).collect();
-        assert_eq!(frame["type"], "error", "{n}: {start}: {frame}");
+        let text_start: String = text.chars().take(60).collect();
+        assert_eq!(frame["type"], "error", "{n}: {text_start}: {frame}");
         let message = frame["message"].as_str().unwrap_or("");
         assert!(
             message.starts_with("Invalid message"),
-            "{n}: {start}: {frame}"
+            "{n}: {text_start}: {frame}"
         );
         assert_eq!(frame["userid"], "alice");
         assert!(
             frame.get("message_id").is_none(),
-            "{n}: refused, not ended: {frame}"
+            "{n}: a refusal must not name a message_id: {frame}"
         );
         let code = frame["code"].as_str().unwrap();
         assert!(
@@ -85,7 +85,7 @@ async fn message_that_the_original_allowed_is_answered() {
     let process = start_embedded(&model).await;
     let mut client = ClassicClient::open(process.port(), "alice").await;
     let longest = "ü".repeat(8000);
-    let good = [
+    let valid_messages = [
         (
             json!({"type": "message", "content": "no userid"}),
             "no userid",
@@ -100,7 +100,7 @@ async fn message_that_the_original_allowed_is_answered() {
         ),
         (
             json!({"type": "message", "content": "a\u{0}b\u{0}", "userid": "alice"}),
-            // NUL is removed, the rest stays.
+            // The NUL characters are removed from the prompt.
             "ab",
         ),
         (
@@ -108,7 +108,7 @@ async fn message_that_the_original_allowed_is_answered() {
             "tab\there\r\nand \u{1b}[31m 🦀",
         ),
     ];
-    for (frame, prompt) in good {
+    for (frame, prompt) in valid_messages {
         client.send_text(&frame.to_string()).await;
         let answer = client.next_frame().await;
         assert_eq!(answer["type"], "response", "{answer}");
@@ -120,7 +120,7 @@ async fn message_that_the_original_allowed_is_answered() {
 async fn protocol_violation_closes_the_socket_with_its_code() {
     let model = ScriptedModel::start().await;
     let process = start_embedded(&model).await;
-    let mut witness = ClassicClient::open(process.port(), "witness").await;
+    let mut other = ClassicClient::open(process.port(), "bob").await;
 
     let mut client = ClassicClient::open(process.port(), "alice").await;
     client.send_binary(b"{}").await;
@@ -135,12 +135,9 @@ async fn protocol_violation_closes_the_socket_with_its_code() {
     // The close frame can be lost when the server resets a connection with unread bytes.
     match client.next_event(TEST_TIMEOUT).await {
         ClientEvent::Closed(code) => assert!([Some(1009), None].contains(&code), "{code:?}"),
-        other => panic!("{other:?}"),
+        other => panic!("expected a close, got {other:?}"),
     }
-    assert_eq!(
-        witness.send_and_wait("hello").await["content"],
-        "echo: hello"
-    );
+    assert_eq!(other.send_and_wait("hello").await["content"], "echo: hello");
 }
 
 #[tokio::test]
@@ -164,7 +161,7 @@ async fn invalid_parameters_are_refused_before_the_upgrade() {
 }
 
 #[tokio::test]
-async fn foreign_origin_can_not_use_an_open_loopback_server() {
+async fn open_loopback_server_refuses_a_foreign_origin() {
     let process = ProcessSpec::ephemeral().start().await;
     let headers = [("origin", "http://evil.example")];
     let path = "/ws?token=t&userid=alice";
@@ -180,7 +177,7 @@ async fn unreadable_message_becomes_a_dead_letter_and_delays_nothing() {
     let _relay = stack.relay("relay_1").start().await;
     let (_client, mut channel) = subscribe(&stack.redis.url(), "user:alice").await;
     let long_user = "u".repeat(129);
-    let bad = [
+    let unreadable = [
         "not json".to_owned(),
         "{\"type\":\"message\"".to_owned(),
         json!({"type": "message", "userid": "alice"}).to_string(),
@@ -189,14 +186,15 @@ async fn unreadable_message_becomes_a_dead_letter_and_delays_nothing() {
         json!({"type": "message", "content": "hi", "userid": long_user}).to_string(),
         json!({"type": "other", "content": "hi", "userid": "alice"}).to_string(),
     ];
-    for value in &bad {
+    for value in &unreadable {
         kafka.produce(MESSAGES, Some("someone"), value, &[]).await;
     }
-    // A record that names its user and message is answered with an error.
+    // The headers of this record name its message, and its key names its user, so the user gets an
+    // error.
     let headers = [("message_id", "m-1"), ("correlation_id", "c-1")];
     kafka.produce(MESSAGES, Some("alice"), "{", &headers).await;
-    let good = json!({"type": "message", "content": "hello", "userid": "alice"}).to_string();
-    kafka.produce(MESSAGES, Some("alice"), &good, &[]).await;
+    let valid = json!({"type": "message", "content": "hello", "userid": "alice"}).to_string();
+    kafka.produce(MESSAGES, Some("alice"), &valid, &[]).await;
 
     let mut frames = Vec::new();
     while frames.len() < 2 {
@@ -207,7 +205,7 @@ async fn unreadable_message_becomes_a_dead_letter_and_delays_nothing() {
     let error = frames
         .iter()
         .find(|frame| frame["type"] == "error")
-        .expect("an error");
+        .expect("an error frame");
     assert_eq!(error["message_id"], "m-1");
     assert_eq!(error["userid"], "alice");
     assert!(
@@ -215,15 +213,22 @@ async fn unreadable_message_becomes_a_dead_letter_and_delays_nothing() {
         "{frames:?}"
     );
 
-    let dead = kafka
-        .read(&format!("{MESSAGES}.dlq"), bad.len() + 1, TEST_TIMEOUT)
+    let dead_letters = kafka
+        .read(
+            &format!("{MESSAGES}.dlq"),
+            unreadable.len() + 1,
+            TEST_TIMEOUT,
+        )
         .await;
-    let mut values: Vec<&str> = dead.iter().map(|record| record.value.as_str()).collect();
-    let mut want: Vec<&str> = bad.iter().map(String::as_str).chain(["{"]).collect();
+    let mut values: Vec<&str> = dead_letters
+        .iter()
+        .map(|record| record.value.as_str())
+        .collect();
+    let mut expected: Vec<&str> = unreadable.iter().map(String::as_str).chain(["{"]).collect();
     values.sort_unstable();
-    want.sort_unstable();
-    assert_eq!(values, want);
-    for dead_letter in &dead {
+    expected.sort_unstable();
+    assert_eq!(values, expected);
+    for dead_letter in &dead_letters {
         assert_eq!(dead_letter.headers["dlq.topic"], MESSAGES);
         assert!(
             !dead_letter.headers["dlq.reason"].is_empty(),
@@ -231,7 +236,7 @@ async fn unreadable_message_becomes_a_dead_letter_and_delays_nothing() {
         );
         assert!(dead_letter.key.is_some());
     }
-    wait_until("everything is committed", TEST_TIMEOUT, || async {
+    wait_until("all offsets are committed", TEST_TIMEOUT, || async {
         kafka.lag(WORKERS, MESSAGES).await == 0
     })
     .await;
@@ -243,40 +248,41 @@ async fn unreadable_answer_becomes_a_dead_letter_and_delays_nothing() {
     let kafka = stack.kafka_client();
     let relay = stack.relay("relay_1").start().await;
     let (_client, mut channel) = subscribe(&stack.redis.url(), "user:alice").await;
-    let bad = [
+    let unreadable = [
         "not json".to_owned(),
         json!({"type": "response", "content": "hi"}).to_string(),
         json!({"type": "delta", "content": "hi", "userid": "alice"}).to_string(),
         json!({"type": "response", "content": "hi", "userid": "no good"}).to_string(),
     ];
-    for value in &bad {
+    for value in &unreadable {
         kafka.produce(RESPONSES, Some("alice"), value, &[]).await;
     }
-    let good = json!({
+    let valid = json!({
         "v": 1, "type": "response", "content": "hello", "userid": "alice",
         "timestamp": "2024-01-01T12:00:00Z", "processing_time_ms": 1,
         "correlation_id": "c", "message_id": "m-2",
     });
     kafka
-        .produce(RESPONSES, Some("alice"), &good.to_string(), &[])
+        .produce(RESPONSES, Some("alice"), &valid.to_string(), &[])
         .await;
     let frame = tokio::time::timeout(TEST_TIMEOUT, channel.recv()).await;
     let frame: serde_json::Value = serde_json::from_str(&frame.unwrap().unwrap()).unwrap();
     assert_eq!(frame["content"], "hello", "{frame}");
-    let dead = kafka
-        .read(&format!("{RESPONSES}.dlq"), bad.len(), TEST_TIMEOUT)
+    let dead_letters = kafka
+        .read(&format!("{RESPONSES}.dlq"), unreadable.len(), TEST_TIMEOUT)
         .await;
-    assert_eq!(dead.len(), bad.len(), "{dead:?}");
-    wait_until("everything is committed", TEST_TIMEOUT, || async {
+    assert_eq!(dead_letters.len(), unreadable.len(), "{dead_letters:?}");
+    wait_until("all offsets are committed", TEST_TIMEOUT, || async {
         kafka.lag(RELAYS, RESPONSES).await == 0
     })
     .await;
     assert!(relay.is_ready().await);
-    // A later answer of the same user comes next, so nothing else was delivered before it.
-    let mut last = good;
-    last["message_id"] = "m-3".into();
+    // The next frame is a later answer of the same user, so no frame of an unreadable record was
+    // delivered.
+    let mut later_answer = valid;
+    later_answer["message_id"] = "m-3".into();
     kafka
-        .produce(RESPONSES, Some("alice"), &last.to_string(), &[])
+        .produce(RESPONSES, Some("alice"), &later_answer.to_string(), &[])
         .await;
     let frame = tokio::time::timeout(TEST_TIMEOUT, channel.recv()).await;
     let frame: serde_json::Value = serde_json::from_str(&frame.unwrap().unwrap()).unwrap();
