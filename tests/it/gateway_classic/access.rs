@@ -7,7 +7,8 @@ use serde_json::Value;
 
 use super::*;
 
-fn code(body: &str) -> String {
+/// The error code in the body of a refusal.
+fn error_code(body: &str) -> String {
     let body: Value = serde_json::from_str(body).unwrap();
     assert_eq!(body["type"], "error");
     assert!(body["message"].is_string());
@@ -30,16 +31,22 @@ async fn each_refusal_has_its_status_and_an_error_as_body() {
     assert_eq!(body["expires_in"], 3600);
     let token = body["token"].as_str().unwrap();
     assert_eq!(token.len(), 43);
-    let (_, _, again) = gateway.http("POST /token?userid=alice HTTP/1.1").await;
-    assert!(again.contains(token), "the one that is there is given out");
+    let (_, _, second_body) = gateway.http("POST /token?userid=alice HTTP/1.1").await;
+    assert!(
+        second_body.contains(token),
+        "a stored token must be returned again"
+    );
 
-    let good = format!("?token={token}&userid=alice");
-    // Waits for the feed.
-    while gateway.try_upgrade(&good, &[]).await.0 == 503 {}
-    assert_eq!(gateway.try_upgrade(&good, &[]).await.0, 101);
-    let allowed = [("origin", "https://chat.example")];
-    assert_eq!(gateway.try_upgrade(&good, &allowed).await.0, 101);
-    for (query, headers, status, expected) in [
+    let valid_query = format!("?token={token}&userid=alice");
+    // The gateway refuses upgrades until its feed is open.
+    while gateway.try_upgrade(&valid_query, &[]).await.0 == 503 {}
+    assert_eq!(gateway.try_upgrade(&valid_query, &[]).await.0, 101);
+    let allowed_origin = [("origin", "https://chat.example")];
+    assert_eq!(
+        gateway.try_upgrade(&valid_query, &allowed_origin).await.0,
+        101
+    );
+    for (query, headers, status, expected_code) in [
         ("?token=x".to_owned(), vec![], 400, "invalid_message"),
         (
             "?token=x&userid=a%20b".into(),
@@ -58,23 +65,28 @@ async fn each_refusal_has_its_status_and_an_error_as_body() {
             "unauthorized",
         ),
         (
-            good.clone(),
+            valid_query.clone(),
             vec![("origin", "https://evil.example")],
             403,
             "unauthorized",
         ),
     ] {
-        let (got, body) = gateway.try_upgrade(&query, &headers).await;
-        assert_eq!(got, status, "{query}");
-        assert_eq!(code(&body), expected, "{query}");
+        let (actual_status, body) = gateway.try_upgrade(&query, &headers).await;
+        assert_eq!(actual_status, status, "{query}");
+        assert_eq!(error_code(&body), expected_code, "{query}");
     }
     gateway.fanout.is_unavailable.store(true, Ordering::SeqCst);
-    let (status, body) = gateway.try_upgrade(&good, &[]).await;
-    assert_eq!((status, code(&body).as_str()), (503, "unavailable"));
+    let (status, body) = gateway.try_upgrade(&valid_query, &[]).await;
+    assert_eq!((status, error_code(&body).as_str()), (503, "unavailable"));
     let (status, _, _) = gateway.http("POST /token?userid=alice HTTP/1.1").await;
     assert_eq!(status, 503);
-    let (status, _, body) = gateway.http(&format!("GET /ws{good} HTTP/1.1")).await;
-    assert_eq!((status, code(&body).as_str()), (400, "invalid_message"));
+    let (status, _, body) = gateway
+        .http(&format!("GET /ws{valid_query} HTTP/1.1"))
+        .await;
+    assert_eq!(
+        (status, error_code(&body).as_str()),
+        (400, "invalid_message")
+    );
     assert_eq!(gateway.http("GET /nothing HTTP/1.1").await.0, 404);
     assert_eq!(gateway.http("GET /token HTTP/1.1").await.0, 405);
 }
@@ -84,8 +96,14 @@ async fn no_web_page_can_use_an_open_gateway_on_loopback() {
     let gateway = start(settings()).await;
     let query = "?token=t&userid=alice";
     gateway.connect("alice").await;
-    let own = format!("http://{}", gateway.addr);
-    assert_eq!(gateway.try_upgrade(query, &[("origin", &own)]).await.0, 101);
+    let own_origin = format!("http://{}", gateway.addr);
+    assert_eq!(
+        gateway
+            .try_upgrade(query, &[("origin", &own_origin)])
+            .await
+            .0,
+        101
+    );
     for headers in [
         [("origin", "https://chat.example")],
         [("origin", "null")],
@@ -94,8 +112,8 @@ async fn no_web_page_can_use_an_open_gateway_on_loopback() {
         let (status, _) = gateway.try_upgrade(query, &headers).await;
         assert_eq!(status, 403, "{headers:?}");
     }
-    let empty = gateway.try_upgrade("?token=&userid=alice", &[]).await;
-    assert_eq!(empty.0, 401);
+    let empty_token = gateway.try_upgrade("?token=&userid=alice", &[]).await;
+    assert_eq!(empty_token.0, 401);
 }
 
 #[tokio::test]
@@ -117,15 +135,15 @@ async fn tokens_are_issued_only_as_configured() {
         ("Authorization: Basic key", 401),
         ("Authorization: Bearer key", 200),
     ] {
-        let (got, _, _) = gateway.http(&format!("{request}\r\n{authorization}")).await;
-        assert_eq!(got, status, "{authorization}");
+        let (actual_status, _, _) = gateway.http(&format!("{request}\r\n{authorization}")).await;
+        assert_eq!(actual_status, status, "{authorization}");
     }
-    let bad = "POST /token?userid=a%20b HTTP/1.1\r\nAuthorization: Bearer key";
-    assert_eq!(gateway.http(bad).await.0, 400);
+    let invalid_userid = "POST /token?userid=a%20b HTTP/1.1\r\nAuthorization: Bearer key";
+    assert_eq!(gateway.http(invalid_userid).await.0, 400);
 
     let origin = "Origin: https://chat.example";
-    let ask = format!("OPTIONS /token?userid=alice HTTP/1.1\r\n{origin}");
-    let (status, head, _) = gateway.http(&ask).await;
+    let preflight = format!("OPTIONS /token?userid=alice HTTP/1.1\r\n{origin}");
+    let (status, head, _) = gateway.http(&preflight).await;
     assert_eq!(status, 204);
     assert!(
         head.contains("access-control-allow-origin: https://chat.example"),
@@ -147,16 +165,16 @@ async fn tokens_are_issued_only_as_configured() {
 #[tokio::test]
 async fn health_counts_users_and_connections_like_the_original() {
     let gateway = start(settings()).await;
-    let mut one = gateway.connect("alice").await;
-    let _two = gateway.connect("alice").await;
-    let _three = gateway.connect("bob").await;
+    let mut first = gateway.connect("alice").await;
+    let _second = gateway.connect("alice").await;
+    let _third = gateway.connect("bob").await;
     let health = gateway.health().await;
     assert_eq!(health["status"], "healthy");
     assert_eq!(health["service"], "websocket-server");
     assert_eq!(health["server_id"], "server_1");
     assert_eq!(health["active_users"], 2);
     assert_eq!(health["total_connections"], 3);
-    one.stream.close(None).await.unwrap();
+    first.stream.close(None).await.unwrap();
     while gateway.health().await["total_connections"] != 2 {}
 }
 

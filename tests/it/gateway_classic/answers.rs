@@ -1,4 +1,4 @@
-//! Which frames clients receive: to which user, how often, in which order, and after a loss.
+//! Delivery of terminal frames: to which user, how often, in which order, and after a loss.
 
 use chatmesh::fanout::FeedEvent;
 
@@ -36,7 +36,7 @@ async fn frame_reaches_all_connections_of_its_user_once_and_no_other_user() {
         assert_eq!(fields.len(), 7, "{frame}");
         client.expect_no_frame().await;
     }
-    // Published on the wrong channel, and naming another user: neither user receives it.
+    // A frame on bob's channel that names alice is delivered to neither of them.
     gateway
         .fanout
         .publish("bob", &terminal_frame("alice", "m2", 2, "secret"))
@@ -91,7 +91,7 @@ async fn concurrent_connects_and_closes_leave_a_correct_subscription() {
 }
 
 #[tokio::test]
-async fn frame_of_a_position_is_sent_once_and_of_an_earlier_one_never() {
+async fn frame_at_or_below_the_last_position_is_not_sent_again() {
     let gateway = start(settings()).await;
     gateway
         .fanout
@@ -125,16 +125,19 @@ async fn lost_publication_is_read_from_the_mailbox_before_the_next_answer() {
     let mut client = gateway.connect("alice").await;
     client.send_message("one").await;
     client.send_message("two").await;
-    let (one, _) = produced_ids(&gateway, 0).await;
-    let (two, _) = produced_ids(&gateway, 1).await;
+    let (first_id, _) = produced_ids(&gateway, 0).await;
+    let (second_id, _) = produced_ids(&gateway, 1).await;
     // The first publication is lost; the second arrives with a later position.
-    let lost = terminal_frame("alice", &one, 3, "first");
-    gateway.fanout.store_frame("alice", 3, &lost);
-    gateway.fanout.deliver("alice", &two, 4, "second").await;
+    let lost_frame = terminal_frame("alice", &first_id, 3, "first");
+    gateway.fanout.store_frame("alice", 3, &lost_frame);
+    gateway
+        .fanout
+        .deliver("alice", &second_id, 4, "second")
+        .await;
     assert_eq!(client.next_json().await["content"], "first");
     assert_eq!(client.next_json().await["content"], "second");
     // The delayed publication is not sent again.
-    gateway.fanout.publish("alice", &lost).await;
+    gateway.fanout.publish("alice", &lost_frame).await;
     gateway.fanout.deliver("alice", "m9", 9, "next").await;
     assert_eq!(client.next_json().await["content"], "next");
     client.expect_no_frame().await;
@@ -147,24 +150,24 @@ async fn lost_outcome_of_a_forgotten_message_is_sent_as_cancelled_in_order() {
     for question in ["one", "two", "three", "four"] {
         client.send_message(question).await;
     }
-    let (one, _) = produced_ids(&gateway, 0).await;
-    let (two, _) = produced_ids(&gateway, 1).await;
-    let (three, correlation) = produced_ids(&gateway, 2).await;
-    let (four, _) = produced_ids(&gateway, 3).await;
-    gateway.fanout.forget_outcome("alice", &one, 3);
-    gateway.fanout.forget_outcome("alice", &three, 5);
+    let (first_id, _) = produced_ids(&gateway, 0).await;
+    let (second_id, _) = produced_ids(&gateway, 1).await;
+    let (third_id, correlation) = produced_ids(&gateway, 2).await;
+    let (fourth_id, _) = produced_ids(&gateway, 3).await;
+    gateway.fanout.forget_outcome("alice", &first_id, 3);
+    gateway.fanout.forget_outcome("alice", &third_id, 5);
     // Answers for another device fill more than one page of the mailbox.
-    for (id, offset) in [(&*two, 4), ("a", 6), ("b", 7)] {
+    for (id, offset) in [(&*second_id, 4), ("a", 6), ("b", 7)] {
         let frame = terminal_frame("alice", id, offset, id);
         gateway.fanout.store_frame("alice", offset, &frame);
     }
-    gateway.fanout.deliver("alice", &four, 8, "last").await;
+    gateway.fanout.deliver("alice", &fourth_id, 8, "last").await;
     assert_eq!(client.next_json().await["code"], "cancelled");
-    assert_eq!(client.next_json().await["content"], *two);
-    let end = client.next_json().await;
-    assert_eq!(end["code"], "cancelled");
-    assert_eq!(end["correlation_id"], *correlation);
-    assert_eq!(end["userid"], "alice");
+    assert_eq!(client.next_json().await["content"], *second_id);
+    let cancelled_frame = client.next_json().await;
+    assert_eq!(cancelled_frame["code"], "cancelled");
+    assert_eq!(cancelled_frame["correlation_id"], *correlation);
+    assert_eq!(cancelled_frame["userid"], "alice");
     for content in ["a", "b", "last"] {
         assert_eq!(client.next_json().await["content"], content);
     }
@@ -190,16 +193,16 @@ async fn answer_lost_when_its_user_moved_partitions_is_sent_in_order() {
     for question in ["one", "two", "three"] {
         client.send_message(question).await;
     }
-    let (one, _) = produced_ids(&gateway, 0).await;
-    let (two, _) = produced_ids(&gateway, 1).await;
-    let (three, _) = produced_ids(&gateway, 2).await;
-    // Two publications are lost, and afterwards the frames in the mailbox.
-    for (id, offset, content) in [(&one, 3, "first"), (&two, 4, "second")] {
+    let (first_id, _) = produced_ids(&gateway, 0).await;
+    let (second_id, _) = produced_ids(&gateway, 1).await;
+    let (third_id, _) = produced_ids(&gateway, 2).await;
+    // Two publications are lost, and then the move removes their frames from the mailbox.
+    for (id, offset, content) in [(&first_id, 3, "first"), (&second_id, 4, "second")] {
         let frame = terminal_frame("alice", id, offset, content);
         gateway.fanout.store_frame("alice", offset, &frame);
     }
     gateway.fanout.reset_mailbox("alice", 4);
-    gateway.fanout.deliver("alice", &three, 5, "third").await;
+    gateway.fanout.deliver("alice", &third_id, 5, "third").await;
     for content in ["first", "second", "third"] {
         assert_eq!(client.next_json().await["content"], content);
     }
@@ -215,7 +218,8 @@ async fn only_pending_answers_are_sent_after_a_rebuild() {
     let mut client = gateway.connect("alice").await;
     client.send_message("question").await;
     let (id, _) = produced_ids(&gateway, 0).await;
-    // The data is lost and rebuilt from after the client's position; no frame is published.
+    // The fan-out loses its data, and frames after the client's position are rebuilt without being
+    // published.
     gateway.fanout.rebuild("alice", 10, 15);
     for (id, offset, content) in [
         ("a", 11, "old"),
@@ -261,10 +265,13 @@ async fn answer_that_another_connection_may_have_received_before_data_loss_is_no
     while gateway.health().await["active_users"] != 0 {}
     let mut second = gateway.connect("alice").await;
     gateway.fanout.rebuild("alice", 10, 11);
-    gateway
-        .fanout
-        .store_frame("alice", 11, &terminal_frame("alice", &id, 11, "had"));
-    // An earlier frame may be missing, so the mailbox is read.
+    gateway.fanout.store_frame(
+        "alice",
+        11,
+        &terminal_frame("alice", &id, 11, "possibly received"),
+    );
+    // The gateway reads the mailbox before it sends this frame, because an earlier one may be
+    // missing.
     gateway.fanout.deliver("alice", "later", 12, "live").await;
     assert_eq!(second.next_json().await["content"], "live");
     second.expect_no_frame().await;

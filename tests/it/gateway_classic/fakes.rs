@@ -39,8 +39,8 @@ impl FakeLog {
         })
     }
 
-    pub(crate) fn acknowledge(&self, yes: bool) {
-        self.acknowledging.send_replace(yes);
+    pub(crate) fn set_acknowledging(&self, enabled: bool) {
+        self.acknowledging.send_replace(enabled);
     }
 
     /// Whether no record was appended.
@@ -72,7 +72,7 @@ impl Log for FakeLog {
         self.appended.send_replace(records.len());
         let mut acknowledging = self.acknowledging.subscribe();
         Box::pin(async move {
-            let _ = acknowledging.wait_for(|yes| *yes).await;
+            let _ = acknowledging.wait_for(|enabled| *enabled).await;
             Ok(LogOffset {
                 partition: 0,
                 offset,
@@ -134,13 +134,16 @@ pub(super) struct FakeFanout {
     tokens: Mutex<HashMap<UserId, String>>,
     /// The limit with which `admit` refuses; `None` admits.
     pub(super) refusal: Mutex<Option<Limit>>,
-    revoked: Mutex<HashMap<UserId, i64>>,
+    revoked_at: Mutex<HashMap<UserId, i64>>,
     mailboxes: Mutex<HashMap<UserId, Mailbox>>,
     subscribed: Arc<Mutex<HashSet<UserId>>>,
+    /// The number of calls of `subscribe`.
     subscriptions: Arc<AtomicUsize>,
     events: Mutex<Option<mpsc::Sender<FeedEvent>>>,
     pub(super) is_unavailable: AtomicBool,
+    /// The messages for which `clear_pending` was called.
     pub(super) cleared: watch::Sender<Vec<MessageId>>,
+    /// The number of calls of `read`.
     pub(super) reads: watch::Sender<usize>,
 }
 
@@ -189,7 +192,7 @@ impl FakeFanout {
         Arc::new(Self {
             tokens: Mutex::default(),
             refusal: Mutex::default(),
-            revoked: Mutex::default(),
+            revoked_at: Mutex::default(),
             mailboxes: Mutex::default(),
             subscribed: Arc::default(),
             subscriptions: Arc::default(),
@@ -202,7 +205,9 @@ impl FakeFanout {
 
     fn check_available(&self) -> Result<()> {
         if self.is_unavailable.load(Ordering::SeqCst) {
-            return Err(FanoutError::Unavailable("the test says so".into()));
+            return Err(FanoutError::Unavailable(
+                "made unavailable by the test".into(),
+            ));
         }
         Ok(())
     }
@@ -211,6 +216,7 @@ impl FakeFanout {
         self.subscribed.lock().unwrap().contains(&user(name))
     }
 
+    /// The number of subscriptions made so far.
     pub(super) fn subscriptions(&self) -> usize {
         self.subscriptions.load(Ordering::SeqCst)
     }
@@ -280,9 +286,9 @@ impl FakeFanout {
     }
 }
 
-fn unused<T>() -> Result<T> {
+fn unexpected_call<T>() -> Result<T> {
     Err(FanoutError::Unexpected(
-        "not expected from the gateway".into(),
+        "the gateway must not call this".into(),
     ))
 }
 
@@ -309,7 +315,7 @@ impl Admissions for FakeFanout {
     }
 
     async fn cancel(&self, _user: &UserId, _message_id: &MessageId) -> Result<CancelResult> {
-        unused()
+        unexpected_call()
     }
 
     async fn clear_pending(&self, _user: &UserId, message_id: &MessageId) -> Result<()> {
@@ -345,19 +351,19 @@ impl Reads for FakeFanout {
                 -1
             }
         });
-        let wanted = recovered || call.from_start;
-        let newer = mailbox
+        let is_requested = recovered || call.from_start;
+        let newer_frames = mailbox
             .frames
             .iter()
-            .filter(|(p, _)| wanted && p.offset > from);
-        let all: Vec<_> = newer.cloned().collect();
+            .filter(|(p, _)| is_requested && p.offset > from);
+        let frames: Vec<_> = newer_frames.cloned().collect();
         let view = UserView {
             number: SequenceNumber::new("x", 1),
             end,
             recovered,
             // Small pages, so that the tests cover paging.
-            has_more: all.len() > 2,
-            frames: all.into_iter().take(2).collect(),
+            has_more: frames.len() > 2,
+            frames: frames.into_iter().take(2).collect(),
             rebuilt_up_to: mailbox.rebuilt.clone(),
             in_flight: Vec::new(),
             pending: mailbox.pending.clone(),
@@ -376,15 +382,16 @@ impl Reads for FakeFanout {
         let Some(mailbox) = mailboxes.get(user) else {
             return Ok(Vec::new());
         };
-        let found = messages.iter().filter_map(|id| {
-            let named = format!(r#""message_id":"{id}""#);
+        let outcomes = messages.iter().filter_map(|id| {
+            let field = format!(r#""message_id":"{id}""#);
             let mut frames = mailbox.trimmed.iter().chain(&mailbox.frames);
-            let kept = frames.find(|(_, frame)| frame.contains(&named));
-            let mut forgotten = mailbox.forgotten.iter();
-            let mut forgotten = || forgotten.find(|(_, named)| *named == id.as_str());
-            let (position, frame) = match kept {
+            let stored = frames.find(|(_, frame)| frame.contains(&field));
+            let mut forgotten_outcomes = mailbox.forgotten.iter();
+            let mut find_forgotten =
+                || forgotten_outcomes.find(|(_, forgotten_id)| *forgotten_id == id.as_str());
+            let (position, frame) = match stored {
                 Some((position, frame)) => (position, Some(frame.clone())),
-                None => (&forgotten()?.0, None),
+                None => (&find_forgotten()?.0, None),
             };
             Some(DeliveredOutcome {
                 message_id: id.clone(),
@@ -392,7 +399,7 @@ impl Reads for FakeFanout {
                 frame,
             })
         });
-        Ok(found.collect())
+        Ok(outcomes.collect())
     }
 }
 
@@ -404,7 +411,7 @@ impl History for FakeFanout {
         _after: Option<&ConversationId>,
         _limit: usize,
     ) -> Result<Vec<ConversationEntry>> {
-        unused()
+        unexpected_call()
     }
 
     async fn history(
@@ -414,11 +421,11 @@ impl History for FakeFanout {
         _before: Option<&MessageId>,
         _limit: usize,
     ) -> Result<Option<Vec<Turn>>> {
-        unused()
+        unexpected_call()
     }
 
-    async fn forget(&self, _user: &UserId, _of: Option<&ConversationId>) -> Result<bool> {
-        unused()
+    async fn forget(&self, _user: &UserId, _conversation: Option<&ConversationId>) -> Result<bool> {
+        unexpected_call()
     }
 }
 
@@ -452,7 +459,7 @@ impl Tokens for FakeFanout {
             .duration_since(std::time::UNIX_EPOCH)
             .unwrap()
             .as_millis() as i64;
-        self.revoked.lock().unwrap().insert(user.clone(), at_ms);
+        self.revoked_at.lock().unwrap().insert(user.clone(), at_ms);
         let frame = format!(r#"{{"type":"revoked","userid":"{user}","at_ms":{at_ms}}}"#);
         self.publish(user.as_str(), &frame).await;
         Ok(())
@@ -460,7 +467,7 @@ impl Tokens for FakeFanout {
 
     async fn revoked_at(&self, user: &UserId) -> Result<Option<i64>> {
         self.check_available()?;
-        Ok(self.revoked.lock().unwrap().get(user).copied())
+        Ok(self.revoked_at.lock().unwrap().get(user).copied())
     }
 }
 

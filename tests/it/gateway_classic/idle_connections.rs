@@ -1,4 +1,5 @@
-//! Connections that send nothing, too little or too much before they are upgraded.
+//! Connections that send nothing, an incomplete head, or more than the limits allow, and requests
+//! with a foreign host name.
 
 use tokio::time::Instant;
 
@@ -6,10 +7,10 @@ use super::*;
 
 const HEAD_TIMEOUT: Duration = Duration::from_millis(400);
 
-fn bounded_settings(http: usize) -> GatewaySettings {
+fn bounded_settings(max_http_connections: usize) -> GatewaySettings {
     GatewaySettings {
         limits: ConnectionLimits {
-            http,
+            http: max_http_connections,
             ..ConnectionLimits::default()
         },
         head_timeout: HEAD_TIMEOUT,
@@ -17,13 +18,17 @@ fn bounded_settings(http: usize) -> GatewaySettings {
     }
 }
 
-/// Waits until the server closes the connection without a response, and returns the time.
+/// Waits until the gateway closes the connection without a response. Returns the time of the close.
 async fn wait_until_closed(mut stream: TcpStream) -> Instant {
-    let mut said = Vec::new();
+    let mut response = Vec::new();
     // A reset counts as closed.
-    let read = timeout(TEST_TIMEOUT, stream.read_to_end(&mut said)).await;
+    let read = timeout(TEST_TIMEOUT, stream.read_to_end(&mut response)).await;
     let _ = read.expect("the connection was not closed");
-    assert!(said.is_empty(), "{}", String::from_utf8_lossy(&said));
+    assert!(
+        response.is_empty(),
+        "{}",
+        String::from_utf8_lossy(&response)
+    );
     Instant::now()
 }
 
@@ -32,9 +37,9 @@ async fn incomplete_head_is_timed_out_even_if_bytes_keep_arriving() {
     let gateway = start(bounded_settings(0)).await;
     let start = Instant::now();
     let silent = TcpStream::connect(gateway.addr).await.unwrap();
-    let half = TcpStream::connect(gateway.addr).await.unwrap();
-    let (mut read, mut write) = half.into_split();
-    let dripping = tokio::spawn(async move {
+    let incomplete = TcpStream::connect(gateway.addr).await.unwrap();
+    let (mut read, mut write) = incomplete.into_split();
+    let byte_writer = tokio::spawn(async move {
         for byte in b"GET /ws?userid=alice&token=t HTTP/1.1\r\nX-Long: "
             .iter()
             .cycle()
@@ -45,14 +50,14 @@ async fn incomplete_head_is_timed_out_even_if_bytes_keep_arriving() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     });
-    let mut said = Vec::new();
-    let _ = timeout(TEST_TIMEOUT, read.read_to_end(&mut said))
+    let mut response = Vec::new();
+    let _ = timeout(TEST_TIMEOUT, read.read_to_end(&mut response))
         .await
         .unwrap();
-    assert!(said.is_empty() && start.elapsed() >= HEAD_TIMEOUT);
-    dripping.abort();
+    assert!(response.is_empty() && start.elapsed() >= HEAD_TIMEOUT);
+    byte_writer.abort();
     assert!(wait_until_closed(silent).await - start >= HEAD_TIMEOUT);
-    // A connection with a request is not silent.
+    // A complete request is answered.
     let (status, _, _) = gateway.http("GET /health HTTP/1.1").await;
     assert_eq!(status, 200);
 }
@@ -72,8 +77,8 @@ async fn silent_connections_do_not_lock_out_others() {
     }
     let health = timeout(TEST_TIMEOUT, gateway.http("GET /health HTTP/1.1"));
     assert_eq!(health.await.unwrap().0, 200);
-    let connected = timeout(TEST_TIMEOUT, gateway.connect("bob"));
-    connected.await.unwrap().expect_no_frame().await;
+    let bob = timeout(TEST_TIMEOUT, gateway.connect("bob")).await;
+    bob.unwrap().expect_no_frame().await;
     // WebSockets are not evicted.
     alice.expect_no_frame().await;
     wait_until_closed(silent.remove(0)).await;
@@ -109,13 +114,13 @@ async fn oversized_head_is_refused() {
 async fn oversized_frame_and_oversized_fragmented_message_are_refused() {
     let gateway = start(settings()).await;
     // The header of a masked text frame of 2^62 bytes, without its payload.
-    let announced = [0x81, 0xff, 0x40, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3, 4];
+    let oversized_header = [0x81, 0xff, 0x40, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3, 4];
     // Two fragments of 60,000 bytes, together above the limit.
     let mut fragment = vec![0x01, 0xfe, 0xea, 0x60, 0, 0, 0, 0];
     fragment.extend(std::iter::repeat_n(b'x', 60_000));
-    let mut further = fragment.clone();
-    further[0] = 0;
-    for bytes in [announced.to_vec(), [fragment, further].concat()] {
+    let mut continuation = fragment.clone();
+    continuation[0] = 0;
+    for bytes in [oversized_header.to_vec(), [fragment, continuation].concat()] {
         let mut client = gateway.connect("alice").await;
         client.stream.get_mut().write_all(&bytes).await.unwrap();
         assert_eq!(client.close_code().await, 1009);
@@ -134,14 +139,14 @@ async fn dns_rebinding_reads_neither_health_nor_metrics() {
         let head = format!("GET {path} HTTP/1.1\r\nHost: rebound.example:8000");
         assert_eq!(gateway.http(&head).await.0, 403, "{path}");
     }
-    let named = "GET /health HTTP/1.1\r\nHost: localhost:8000";
-    assert_eq!(gateway.http(named).await.0, 200);
+    let request = "GET /health HTTP/1.1\r\nHost: localhost:8000";
+    assert_eq!(gateway.http(request).await.0, 200);
     // With real tokens, a gateway may be reached by any name.
-    let stored = start(GatewaySettings {
+    let gateway = start(GatewaySettings {
         auth: AuthMode::Stored,
         ..settings()
     })
     .await;
-    let named = "GET /health HTTP/1.1\r\nHost: chat.example";
-    assert_eq!(stored.http(named).await.0, 200);
+    let request = "GET /health HTTP/1.1\r\nHost: chat.example";
+    assert_eq!(gateway.http(request).await.0, 200);
 }

@@ -14,7 +14,7 @@ async fn connect_when_ready(
         match gateway.upgrade(query, headers).await {
             Ok(client) => return client,
             Err((503, body)) if body.contains("yet") => tokio::task::yield_now().await,
-            Err(other) => panic!("{other:?}"),
+            Err(refusal) => panic!("{refusal:?}"),
         }
     }
 }
@@ -45,12 +45,12 @@ async fn connections_per_user_are_bounded_and_a_close_frees_one_at_once() {
     assert!(head.contains("retry-after: "), "{head}");
     let _bob = connect_when_ready(&gateway, "?token=t&userid=bob", &[]).await;
     drop(first);
-    let freed = async {
+    let wait_for_slot = async {
         while gateway.try_upgrade(alice, &[]).await.0 == 503 {
             tokio::task::yield_now().await;
         }
     };
-    timeout(TEST_TIMEOUT, freed).await.unwrap();
+    timeout(TEST_TIMEOUT, wait_for_slot).await.unwrap();
 }
 
 #[tokio::test]
@@ -65,17 +65,19 @@ async fn client_address_is_the_one_reported_by_a_trusted_proxy() {
     })
     .await;
     let forwarded_for = |ip: &'static str| [("x-forwarded-for", ip)];
-    let _one = connect_when_ready(&gateway, "?token=t&userid=a", &forwarded_for("9.9.9.9")).await;
-    let again = gateway
+    let _first_address =
+        connect_when_ready(&gateway, "?token=t&userid=a", &forwarded_for("9.9.9.9")).await;
+    let second = gateway
         .try_upgrade("?token=t&userid=b", &forwarded_for("9.9.9.9"))
         .await;
-    assert_eq!(again.0, 503);
-    // The first entry of the list is only the client's own claim.
+    assert_eq!(second.0, 503);
+    // Only the last entry was added by the proxy. The client can forge the others.
     let forged = gateway
         .try_upgrade("?token=t&userid=b", &forwarded_for("1.1.1.1, 9.9.9.9"))
         .await;
     assert_eq!(forged.0, 503);
-    let _two = connect_when_ready(&gateway, "?token=t&userid=b", &forwarded_for("8.8.8.8")).await;
+    let _second_address =
+        connect_when_ready(&gateway, "?token=t&userid=b", &forwarded_for("8.8.8.8")).await;
 }
 
 #[tokio::test]
@@ -93,7 +95,10 @@ async fn new_connections_above_the_rate_are_refused() {
         let (status, body) = gateway.try_upgrade("?token=t&userid=a", &[]).await;
         refused += u32::from(status == 503 && body.contains("too many new"));
     }
-    assert!(refused >= 10, "{refused}");
+    assert!(
+        refused >= 10,
+        "only {refused} of 20 connections were refused"
+    );
 }
 
 #[tokio::test]

@@ -1,4 +1,5 @@
-//! Messages from clients: invalid input, order, faults of the log, slow and silent clients, drain.
+//! Messages from clients: invalid input, order, faults of the log, slow and silent clients, and the
+//! drain.
 
 use std::sync::atomic::Ordering;
 
@@ -36,7 +37,7 @@ async fn invalid_frame_is_answered_and_not_produced() {
     }
     client.send_message("a\0b\u{7}").await;
     let records = gateway.log.records(1).await;
-    assert_eq!(records.len(), 1, "no other record was produced");
+    assert_eq!(records.len(), 1, "the invalid frames must not be produced");
     let value: Value = serde_json::from_slice(&records[0].1.value).unwrap();
     assert_eq!(value["content"], "ab\u{7}");
 }
@@ -125,7 +126,7 @@ async fn message_without_acknowledgement_in_time_is_answered_unavailable() {
     })
     .await;
     let mut client = gateway.connect("alice").await;
-    gateway.log.acknowledge(false);
+    gateway.log.set_acknowledging(false);
     client.send_message("x").await;
     let answer = client.next_json().await;
     assert_eq!(answer["code"], "unavailable");
@@ -152,7 +153,7 @@ async fn message_without_acknowledgement_in_time_is_answered_unavailable() {
 async fn unacknowledged_messages_are_bounded_and_later_ones_stay_in_the_socket() {
     let gateway = start(settings()).await;
     let mut client = gateway.connect("alice").await;
-    gateway.log.acknowledge(false);
+    gateway.log.set_acknowledging(false);
     for _ in 0..200 {
         client.send_message("x").await;
     }
@@ -160,7 +161,7 @@ async fn unacknowledged_messages_are_bounded_and_later_ones_stay_in_the_socket()
     // The message of another client is not blocked.
     gateway.connect("bob").await.send_message("y").await;
     assert_eq!(gateway.log.records(65).await.len(), 65);
-    gateway.log.acknowledge(true);
+    gateway.log.set_acknowledging(true);
     assert_eq!(gateway.log.records(201).await.len(), 201);
 }
 
@@ -226,7 +227,7 @@ async fn drain_acknowledges_received_messages_and_sends_close_frames() {
     let mut gateway = start(settings()).await;
     let mut idle = gateway.connect("idle").await;
     let mut busy = gateway.connect("busy").await;
-    gateway.log.acknowledge(false);
+    gateway.log.set_acknowledging(false);
     busy.send_message("last words").await;
     gateway.log.records(1).await;
     gateway.drain.cancel();
@@ -238,7 +239,7 @@ async fn drain_acknowledges_received_messages_and_sends_close_frames() {
         .deliver("busy", "b", 1, "before the end")
         .await;
     assert_eq!(busy.next_json().await["content"], "before the end");
-    gateway.log.acknowledge(true);
+    gateway.log.set_acknowledging(true);
     assert_eq!(busy.close_code().await, 1001);
     drop((idle, busy));
     let served = timeout(TEST_TIMEOUT, &mut gateway.served).await.unwrap();
@@ -254,7 +255,7 @@ async fn drain_ends_in_time_without_acknowledgements() {
     })
     .await;
     let mut client = gateway.connect("alice").await;
-    gateway.log.acknowledge(false);
+    gateway.log.set_acknowledging(false);
     client.send_message("x").await;
     gateway.log.records(1).await;
     gateway.drain.cancel();
@@ -272,11 +273,11 @@ async fn drain_does_not_wait_for_messages_that_were_never_appended() {
     })
     .await;
     let mut first = gateway.connect("alice").await;
-    gateway.log.acknowledge(false);
+    gateway.log.set_acknowledging(false);
     first.send_message("admitted, and not acknowledged").await;
     gateway.log.records(1).await;
     assert_eq!(first.next_json().await["code"], "unavailable");
-    // A second connection learns of the message as pending.
+    // For the second connection, the message is pending.
     let mut second = gateway.connect("alice").await;
     let drain_start = std::time::Instant::now();
     gateway.drain.cancel();
@@ -284,7 +285,7 @@ async fn drain_does_not_wait_for_messages_that_were_never_appended() {
     assert_eq!(second.close_code().await, 1001);
     assert!(
         drain_start.elapsed() < produce_timeout * 5,
-        "{:?}",
+        "the drain took {:?}",
         drain_start.elapsed()
     );
     drop((first, second));

@@ -81,7 +81,8 @@ struct Client {
 }
 
 impl Gateway {
-    /// Sends a request and returns the status, the head in lower case, and the body of the response.
+    /// Sends a request and returns the status, the head in lower case, and the body of the
+    /// response.
     async fn http(&self, head: &str) -> (u16, String, String) {
         let mut stream = TcpStream::connect(self.addr).await.unwrap();
         let host = if head.contains("Host:") {
@@ -101,7 +102,7 @@ impl Gateway {
         (status, head.to_ascii_lowercase(), body.to_owned())
     }
 
-    /// The status and body of a refused upgrade, or 101.
+    /// The status and body of a refused upgrade, or 101 and an empty body.
     async fn try_upgrade(&self, query: &str, headers: &[(&'static str, &str)]) -> (u16, String) {
         match self.upgrade(query, headers).await {
             Ok(_) => (101, String::new()),
@@ -142,25 +143,24 @@ impl Gateway {
     /// Connects and waits until the mailbox was read: from then on, published frames arrive.
     async fn connect(&self, name: &str) -> Client {
         let mut reads = self.fanout.reads.subscribe();
-        let before = *reads.borrow_and_update();
+        let reads_before = *reads.borrow_and_update();
         let query = format!("?token=t&userid={name}");
         loop {
             match self.upgrade(&query, &[]).await {
-                Ok(client) => {
-                    timeout(TEST_TIMEOUT, reads.wait_for(|n| *n > before))
+                Ok(mut client) => {
+                    timeout(TEST_TIMEOUT, reads.wait_for(|n| *n > reads_before))
                         .await
                         .unwrap()
                         .unwrap();
-                    // The gateway applies the result after the read has returned. The error for an
-                    // invalid frame comes after that.
-                    let mut client = client;
+                    // The gateway applies the result of the read after the fake has counted it. The
+                    // reply to an invalid frame shows that the result was applied.
                     client.send_text("?").await;
                     assert_eq!(client.next_json().await["code"], "invalid_message");
                     return client;
                 }
                 // The gateway refuses clients until its subscription is open.
                 Err((503, _)) => tokio::task::yield_now().await,
-                Err(other) => panic!("{other:?}"),
+                Err(refusal) => panic!("{refusal:?}"),
             }
         }
     }
@@ -205,7 +205,7 @@ impl Client {
         }
     }
 
-    /// Asserts that no frame is on its way: the next one is the error for an invalid frame.
+    /// Asserts that no other frame was sent: the next one is the reply to an invalid frame.
     async fn expect_no_frame(&mut self) {
         self.send_text("?").await;
         let frame = self.next_json().await;

@@ -1,4 +1,4 @@
-//! Signed tokens: issued, presented in each possible place, expired.
+//! Signed tokens: how they are issued, the parts of a request that may carry one, and expiry.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -23,9 +23,10 @@ fn signed_settings() -> GatewaySettings {
     }
 }
 
-fn token(user: &str, seconds: i64) -> String {
+/// A token that expires after `lifetime_seconds`.
+fn token(user: &str, lifetime_seconds: i64) -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-    let exp = i64::try_from(now.as_secs()).unwrap() + seconds;
+    let exp = i64::try_from(now.as_secs()).unwrap() + lifetime_seconds;
     let key = EncodingKey::from_secret(SECRET.as_bytes());
     let claims = json!({"sub": user, "exp": exp});
     encode(&Header::new(Algorithm::HS256), &claims, &key).unwrap()
@@ -41,20 +42,20 @@ async fn signed_token_is_accepted_in_query_header_and_subprotocol() {
     let query = format!("?userid=alice&token={token_text}");
     while gateway.try_upgrade(&query, &[]).await.0 == 503 {}
     let (alice, bearer) = ("?userid=alice", format!("Bearer {token_text}"));
-    let entry = format!("bearer.{token_text}");
+    let subprotocol = format!("bearer.{token_text}");
     assert_eq!(gateway.try_upgrade(&query, &[]).await.0, 101);
     let header = [("authorization", bearer.as_str())];
     assert_eq!(gateway.try_upgrade(alice, &header).await.0, 101);
     assert_eq!(gateway.try_upgrade("?userid=bob", &header).await.0, 403);
     assert_eq!(gateway.try_upgrade(alice, &[]).await.0, 401);
-    let old = format!("?userid=alice&token={}", token("alice", -60));
-    assert_eq!(gateway.try_upgrade(&old, &[]).await.0, 401);
+    let expired_query = format!("?userid=alice&token={}", token("alice", -60));
+    assert_eq!(gateway.try_upgrade(&expired_query, &[]).await.0, 401);
     // The client library rejects a response without a subprotocol, so the request is sent by hand.
     let mut stream = TcpStream::connect(gateway.addr).await.unwrap();
     let request = format!(
         "GET /ws{alice} HTTP/1.1\r\nHost: {}\r\nUpgrade: websocket\r\n\
          Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
-         Sec-WebSocket-Protocol: {entry}\r\nConnection: Upgrade\r\n\r\n",
+         Sec-WebSocket-Protocol: {subprotocol}\r\nConnection: Upgrade\r\n\r\n",
         gateway.addr
     );
     stream.write_all(request.as_bytes()).await.unwrap();
@@ -74,13 +75,13 @@ async fn signed_token_is_accepted_in_query_header_and_subprotocol() {
 #[tokio::test]
 async fn connection_is_closed_when_its_signed_token_expires() {
     let gateway = start(signed_settings()).await;
-    // Thirty seconds of clock skew are tolerated.
+    // Thirty seconds of clock skew are tolerated, so this token is valid for three more seconds.
     let query = format!("?userid=alice&token={}", token("alice", -27));
     let mut client = loop {
         match gateway.upgrade(&query, &[]).await {
             Ok(client) => break client,
             Err((503, _)) => tokio::task::yield_now().await,
-            Err(other) => panic!("{other:?}"),
+            Err(refusal) => panic!("{refusal:?}"),
         }
     };
     assert_eq!(client.close_code().await, 4401);
@@ -90,9 +91,9 @@ async fn connection_is_closed_when_its_signed_token_expires() {
 async fn token_endpoint_does_not_exist_without_a_signing_key() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("keys.json");
-    let public =
+    let public_key =
         r#"{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}"#;
-    std::fs::write(&path, format!(r#"{{"keys":[{public}]}}"#)).unwrap();
+    std::fs::write(&path, format!(r#"{{"keys":[{public_key}]}}"#)).unwrap();
     let gateway = start(GatewaySettings {
         jwt: Some(JwtSettings {
             keys: JwtKeys::JwksFile(path),

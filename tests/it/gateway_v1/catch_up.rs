@@ -1,4 +1,4 @@
-//! Clients that connect in the middle of an answer, resume, or are slow.
+//! Catch-up of clients that connect in the middle of an answer, resume, or are slow.
 
 use std::fmt::Write as _;
 
@@ -9,12 +9,12 @@ use crate::support::{TEST_TIMEOUT, wait_until};
 async fn reconnecting_at_any_point_gives_the_same_transcript() {
     let gateway = start(settings()).await;
     let pieces = ["one ", "two ", "three ", "four"];
-    let last = pieces.len() + 2;
-    for cut in 0..=last {
+    let last_step = pieces.len() + 2;
+    for cut in 0..=last_step {
         let user = format!("user-{cut}");
         let mut device = gateway.device(&user).await;
         let mut step = 0;
-        let mut cut_here = async |device: &mut V1Client| {
+        let mut reconnect_at_cut = async |device: &mut V1Client| {
             if step == cut {
                 device.drop_connection();
                 device.connect(gateway.port).await;
@@ -23,16 +23,16 @@ async fn reconnecting_at_any_point_gives_the_same_transcript() {
         };
         device.send_message("a1", "x").await;
         device.wait_for_accepted("a1").await;
-        cut_here(&mut device).await;
+        reconnect_at_cut(&mut device).await;
         let mut answer = gateway.begin(&user, "a1").await;
         for piece in pieces {
             gateway.stream(&mut answer, piece).await;
-            cut_here(&mut device).await;
+            reconnect_at_cut(&mut device).await;
         }
         gateway.finish(&answer).await;
-        cut_here(&mut device).await;
-        let end = device.wait_for_terminal_frame("a1").await;
-        assert_eq!(end["content"], "one two three four");
+        reconnect_at_cut(&mut device).await;
+        let terminal_frame = device.wait_for_terminal_frame("a1").await;
+        assert_eq!(terminal_frame["content"], "one two three four");
         // Resuming from the end delivers nothing.
         device.drop_connection();
         let welcome = device.connect(gateway.port).await;
@@ -94,9 +94,9 @@ async fn long_resume_is_complete_and_in_order_through_a_small_queue() {
     let welcome = device.connect(gateway.port).await;
     assert_eq!(welcome["recovered"], true);
     device.wait_for_terminal_frames(&["a59"]).await;
-    let ended: Vec<String> = device.transcript.outcome_order("default");
+    let outcome_order: Vec<String> = device.transcript.outcome_order("default");
     let expected: Vec<String> = (0..60).map(|number| format!("a{number}")).collect();
-    assert_eq!(ended, expected);
+    assert_eq!(outcome_order, expected);
 }
 
 #[tokio::test]
@@ -111,7 +111,7 @@ async fn slow_client_receives_snapshots_and_every_terminal_frame() {
     slow.connect(gateway.port).await;
     let filler = "x".repeat(64 << 10);
     let mut text = String::new();
-    // More than the kernel buffers for a client that does not read.
+    // The answers are longer than the kernel buffers for a client that does not read.
     for number in 0..14 {
         let mut answer = gateway.begin("alice", &format!("a{number}")).await;
         for piece in 0..4 {
@@ -126,13 +126,17 @@ async fn slow_client_receives_snapshots_and_every_terminal_frame() {
         slow.wait_for_text("a13", "3x").await;
         assert!(
             slow.message("a13").snapshots > 0,
-            "the client was never slow"
+            "the client must have been too slow for the deltas"
         );
         gateway.finish(&answer).await;
     }
     slow.wait_for_terminal_frames(&["a13"]).await;
     assert_eq!(slow.transcript.outcome_order("default").len(), 14);
-    assert_eq!(slow.transcript.reloads(), 1, "only the first welcome");
+    assert_eq!(
+        slow.transcript.reloads(),
+        1,
+        "only the first `welcome` may request a reload"
+    );
 }
 
 #[tokio::test]

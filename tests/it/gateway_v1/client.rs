@@ -11,7 +11,7 @@ use super::{Gateway, start};
 use crate::gateway_classic::settings;
 use crate::support::TEST_TIMEOUT;
 
-async fn client(gateway: &Gateway) -> Client {
+async fn connect_client(gateway: &Gateway) -> Client {
     // The gateway refuses connections until its feed is open.
     gateway.device("first").await;
     let server = format!("http://127.0.0.1:{}", gateway.port);
@@ -26,44 +26,48 @@ async fn unacknowledged_message_is_resent_with_the_same_id() {
         ..settings()
     })
     .await;
-    let client = client(&gateway).await;
-    gateway.log.acknowledge(false);
+    let client = connect_client(&gateway).await;
+    gateway.log.set_acknowledging(false);
     let id = ClientMessageId::parse("a1").unwrap();
     let question = Question::new("x").with_id(id);
     let mut answer = client.ask(question).await.unwrap();
-    // The client sends it again by itself, so the log gets it twice and the caller sees no error.
+    // The client resends the message on its own, so the log receives it twice and the caller sees
+    // no error.
     let records = timeout(TEST_TIMEOUT, gateway.log.records(2)).await.unwrap();
     assert_eq!(records[0].1.key, records[1].1.key);
-    gateway.log.acknowledge(true);
+    gateway.log.set_acknowledging(true);
     let accepted = timeout(TEST_TIMEOUT, answer.next()).await.unwrap();
     assert!(matches!(accepted, Some(Event::Accepted(_))), "{accepted:?}");
     gateway.answer("alice", "a1", &["one ", "two"]).await;
     let mut text = String::new();
-    let end = loop {
+    let outcome = loop {
         match timeout(TEST_TIMEOUT, answer.next()).await.unwrap().unwrap() {
-            Event::Delta(more) => text.push_str(&more),
-            Event::Ended(end) => break end,
-            other => panic!("{other:?}"),
+            Event::Delta(delta) => text.push_str(&delta),
+            Event::Ended(outcome) => break outcome,
+            event => panic!("neither a delta nor the outcome: {event:?}"),
         }
     };
-    assert!(matches!(end, Outcome::Answered { content, .. } if content == "one two"));
+    assert!(
+        matches!(&outcome, Outcome::Answered { content, .. } if content == "one two"),
+        "{outcome:?}"
+    );
     assert!("one two".starts_with(&text), "{text}");
 }
 
 #[tokio::test]
 async fn client_reports_a_draining_server_and_reconnects() {
     let gateway = start(settings()).await;
-    let client = client(&gateway).await;
+    let client = connect_client(&gateway).await;
     let mut state = client.state();
     gateway.drain.cancel();
-    let lost = timeout(
+    let state_after_drain = timeout(
         TEST_TIMEOUT,
         state.wait_for(|state| *state != State::Connected),
     )
     .await;
-    let lost = lost.unwrap().unwrap().clone();
+    let state_after_drain = state_after_drain.unwrap().unwrap().clone();
     assert!(
-        matches!(&lost, State::Reconnecting(why) if why.contains("stopped")),
-        "{lost:?}"
+        matches!(&state_after_drain, State::Reconnecting(reason) if reason.contains("stopped")),
+        "{state_after_drain:?}"
     );
 }

@@ -27,7 +27,7 @@ pub(super) struct FaultyFanout {
     pub(super) is_unavailable: AtomicBool,
     loses_frames: Arc<AtomicBool>,
     lost_frames: watch::Sender<usize>,
-    /// Calls of `read`.
+    /// The number of calls of `read`.
     pub(super) reads: AtomicUsize,
     events: Mutex<Option<mpsc::Sender<FeedEvent>>>,
 }
@@ -45,6 +45,7 @@ impl FaultyFanout {
         })
     }
 
+    /// The fan-out, or an error while the test has made it unavailable.
     fn available(&self) -> Result<&EmbeddedFanout> {
         if self.is_unavailable.load(Ordering::SeqCst) {
             return Err(FanoutError::Unavailable(
@@ -54,7 +55,7 @@ impl FaultyFanout {
         Ok(&self.inner)
     }
 
-    /// The fan-out without faults, which the test calls as worker and relay.
+    /// The fan-out without faults, which the test calls in the role of worker and relay.
     pub(super) fn inner(&self) -> &EmbeddedFanout {
         &self.inner
     }
@@ -139,8 +140,8 @@ impl History for FaultyFanout {
             .await
     }
 
-    async fn forget(&self, user: &UserId, of: Option<&ConversationId>) -> Result<bool> {
-        self.available()?.forget(user, of).await
+    async fn forget(&self, user: &UserId, conversation: Option<&ConversationId>) -> Result<bool> {
+        self.available()?.forget(user, conversation).await
     }
 }
 

@@ -27,7 +27,7 @@ async fn lost_terminal_frame_is_found_without_a_later_frame() {
     gateway.finish(&answer).await;
     gateway.fanout.stop_losing_after(1).await;
     assert_eq!(device.wait_for_terminal_frame("a1").await["content"], "one");
-    // From there on the connection receives live frames.
+    // Afterwards the connection receives live frames again.
     device.send_message("a2", "x").await;
     device.wait_for_accepted("a2").await;
     gateway.answer("alice", "a2", &["two"]).await;
@@ -63,7 +63,7 @@ async fn connections_of_a_user_share_one_read_after_a_gap() {
     for device in &mut devices {
         device.wait_for_text("a1", "one ").await;
     }
-    let before = gateway.fanout.reads.load(Ordering::SeqCst);
+    let reads_before = gateway.fanout.reads.load(Ordering::SeqCst);
     gateway.fanout.start_losing_frames();
     gateway.finish(&answer).await;
     gateway.fanout.stop_losing_after(1).await;
@@ -71,10 +71,10 @@ async fn connections_of_a_user_share_one_read_after_a_gap() {
     for device in &mut devices {
         device.wait_for_terminal_frame("a1").await;
     }
-    let reads = gateway.fanout.reads.load(Ordering::SeqCst) - before;
+    let reads = gateway.fanout.reads.load(Ordering::SeqCst) - reads_before;
     assert_eq!(
         reads, 2,
-        "one detects the loss, and all connections share another"
+        "one read detects the loss, and all connections share a second one"
     );
 }
 
@@ -145,9 +145,9 @@ async fn connection_is_closed_only_when_the_fan_out_stays_unavailable() {
     device.send_message("a1", "x").await;
     device.wait_for_accepted("a1").await;
     gateway.fanout.is_unavailable.store(true, Ordering::SeqCst);
-    let since = Instant::now();
+    let unavailable_since = Instant::now();
     assert_eq!(device.expect_close().await, Some(4503));
-    assert!(since.elapsed() >= Duration::from_millis(300));
+    assert!(unavailable_since.elapsed() >= Duration::from_millis(300));
     gateway.fanout.is_unavailable.store(false, Ordering::SeqCst);
     device.connect_with_retries(&[gateway.port]).await;
     gateway.answer("alice", "a1", &["y"]).await;

@@ -9,7 +9,7 @@ use crate::support::process::{ChatmeshProcess, ProcessSpec};
 use crate::support::{TEST_TIMEOUT, wait_until};
 
 /// Resident memory of a process in bytes.
-fn resident(process: &ChatmeshProcess) -> usize {
+fn resident_bytes(process: &ChatmeshProcess) -> usize {
     let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid())).unwrap();
     let line = status.lines().find(|line| line.starts_with("VmRSS:"));
     let kib = line.unwrap().split_whitespace().nth(1).unwrap();
@@ -19,7 +19,7 @@ fn resident(process: &ChatmeshProcess) -> usize {
 /// A client with little memory that writes frames byte by byte and answers no ping.
 struct RawClient {
     stream: TcpStream,
-    /// Bytes that were read and not consumed.
+    /// Bytes that were read from the stream and not consumed yet.
     unread: Vec<u8>,
 }
 
@@ -54,11 +54,11 @@ impl RawClient {
                     return;
                 }
                 let length = self.stream.read_buf(&mut self.unread).await.unwrap();
-                assert!(length > 0, "closed");
+                assert!(length > 0, "the connection was closed");
             }
         };
         let found = timeout(TEST_TIMEOUT, found).await;
-        found.unwrap_or_else(|_| panic!("no {}", String::from_utf8_lossy(wanted)));
+        found.unwrap_or_else(|_| panic!("not received: {}", String::from_utf8_lossy(wanted)));
     }
 
     /// Writes a frame that is masked with zeros. `first_byte` holds its opcode and the FIN bit.
@@ -87,12 +87,12 @@ async fn idle_connections_cost_little_memory() {
         .env("AUTH_MODE", "open")
         .start()
         .await;
-    // Memory that the process needs only once must not count.
+    // The first connections allocate memory that the process needs only once.
     let _first = connect(process.port(), "first", 300).await;
-    let before = resident(&process);
-    let more = connect(process.port(), "more", 1000).await;
-    let each = resident(&process).saturating_sub(before) / more.len();
-    assert!(each < BOUND, "{each} bytes a connection");
+    let bytes_before = resident_bytes(&process);
+    let connections = connect(process.port(), "more", 1000).await;
+    let bytes_each = resident_bytes(&process).saturating_sub(bytes_before) / connections.len();
+    assert!(bytes_each < BOUND, "{bytes_each} bytes a connection");
 }
 
 #[tokio::test]
@@ -106,23 +106,23 @@ async fn silent_connections_release_the_buffers_of_long_frames() {
         .await;
     let long = "x".repeat(60_000);
     let mut clients = Vec::new();
-    let mut before = 0;
+    let mut bytes_before = 0;
     for round in 0..2 {
-        before = resident(&process);
+        bytes_before = resident_bytes(&process);
         for mut client in connect(process.port(), &format!("round{round}-"), 150).await {
-            // An invalid message leaves nothing behind but its buffers.
+            // An invalid message fills the buffers, and the gateway stores nothing else.
             client.write_frame(0x81, &long).await;
             client.read_until(b"invalid_message").await;
             clients.push(client);
         }
-        // The ping of a silent client is the moment at which its buffers are released.
+        // The gateway releases the buffers of a silent client when it sends a ping.
         for client in &mut clients[round * 150..] {
             client.read_until(PING).await;
         }
     }
     // The allocator returns freed memory to the kernel only after some seconds.
     wait_until("the memory is released", TEST_TIMEOUT, || async {
-        resident(&process).saturating_sub(before) / 150 < BOUND
+        resident_bytes(&process).saturating_sub(bytes_before) / 150 < BOUND
     })
     .await;
 }

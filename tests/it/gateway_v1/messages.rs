@@ -10,10 +10,11 @@ use crate::support::classic::{ClassicClient, ClientEvent};
 async fn offered_subprotocol_is_selected_and_echoed() {
     let gateway = start(settings()).await;
     let mut device = gateway.device("alice").await;
-    // Among others; the WebSocket library rejects a response that selects none of them.
-    let several = [("sec-websocket-protocol", "other, chatmesh.v1")];
+    // The client offers several subprotocols. The WebSocket library rejects a response that selects
+    // none of them.
+    let offered = [("sec-websocket-protocol", "other, chatmesh.v1")];
     let path = "/ws?token=t&userid=alice";
-    device.upgrade(gateway.port, path, &several).await.unwrap();
+    device.upgrade(gateway.port, path, &offered).await.unwrap();
     assert_eq!(device.next_frame().await["type"], "welcome");
     let mut classic = ClassicClient::connect_with(gateway.port, path, &[], "alice")
         .await
@@ -50,8 +51,8 @@ async fn message_is_accepted_streamed_and_answered_on_all_devices() {
     let fields: Vec<&String> = accepted.as_object().unwrap().keys().collect();
     let expected = ["conversation_id", "id", "message_id", "type", "userid"];
     assert_eq!(fields, expected, "{accepted}");
-    let shown = laptop.wait_for_type("accepted").await;
-    let fields: Vec<&String> = shown.as_object().unwrap().keys().collect();
+    let announced = laptop.wait_for_type("accepted").await;
+    let fields: Vec<&String> = announced.as_object().unwrap().keys().collect();
     let expected = [
         "content",
         "conversation_id",
@@ -60,8 +61,8 @@ async fn message_is_accepted_streamed_and_answered_on_all_devices() {
         "type",
         "userid",
     ];
-    assert_eq!(fields, expected, "{shown}");
-    assert_eq!(shown["content"], "the question");
+    assert_eq!(fields, expected, "{announced}");
+    assert_eq!(announced["content"], "the question");
     let records = gateway.log.records(1).await;
     let value: Value = serde_json::from_slice(&records[0].1.value).unwrap();
     assert_eq!(
@@ -72,26 +73,26 @@ async fn message_is_accepted_streamed_and_answered_on_all_devices() {
 
     gateway.answer("alice", "a1", &["one ", "two"]).await;
     for device in [&mut phone, &mut laptop] {
-        let end = device.wait_for_terminal_frame("a1").await;
-        assert_eq!(end["content"], "one two");
-        assert_eq!(end["position"], position(0).to_string());
+        let terminal_frame = device.wait_for_terminal_frame("a1").await;
+        assert_eq!(terminal_frame["content"], "one two");
+        assert_eq!(terminal_frame["position"], position(0).to_string());
         assert_eq!(device.message("a1").deltas, 2);
-        for hidden in ["n", "n_id", "origin", "v"] {
+        for internal_field in ["n", "n_id", "origin", "v"] {
             assert!(
                 device
                     .frames
                     .iter()
-                    .all(|frame| frame.get(hidden).is_none())
+                    .all(|frame| frame.get(internal_field).is_none())
             );
         }
     }
-    let end = classic.next_frame().await;
+    let terminal_frame = classic.next_frame().await;
     assert_eq!(
-        (&end["type"], &end["content"]),
+        (&terminal_frame["type"], &terminal_frame["content"]),
         (&json!("response"), &json!("one two"))
     );
-    assert!(end.get("position").is_none());
-    // No other user received a frame, and these devices no further one.
+    assert!(terminal_frame.get("position").is_none());
+    // The devices of both users receive no further frame.
     for device in [&mut phone, &mut laptop, &mut other] {
         device.send_text(r#"{"type":"ping"}"#).await;
         assert_eq!(device.next_frame().await["type"], "pong");
@@ -118,7 +119,7 @@ async fn unacknowledged_message_is_answered_with_a_retryable_error() {
     })
     .await;
     let mut device = gateway.device("alice").await;
-    gateway.log.acknowledge(false);
+    gateway.log.set_acknowledging(false);
     device.send_message("a1", "x").await;
     let error = device.wait_for_type("error").await;
     assert_eq!(
@@ -129,8 +130,8 @@ async fn unacknowledged_message_is_answered_with_a_retryable_error() {
         (&error["retryable"], error.get("message_id")),
         (&json!(true), None)
     );
-    // The log appended it all the same, and appends it again.
-    gateway.log.acknowledge(true);
+    // The log has appended the message without an acknowledgement, and appends the resend.
+    gateway.log.set_acknowledging(true);
     device.send_message("a1", "x").await;
     device.wait_for_accepted("a1").await;
     gateway.answer("alice", "a1", &["y"]).await;
@@ -173,16 +174,16 @@ async fn resent_message_with_an_undelivered_answer_receives_it_once() {
     gateway.answer("alice", "a2", &["two"]).await;
     gateway.fanout.stop_losing_after(4).await;
     device.send_message("a2", "x").await;
-    // The earlier answer precedes it because of its lower position; nothing follows.
+    // The earlier answer is sent first because of its lower position, and each is sent once.
     device.wait_for_terminal_frames(&["a1", "a2"]).await;
     assert_eq!(device.message("a2").repeated_outcomes, 0);
     device.send_text(r#"{"type":"ping"}"#).await;
     assert_eq!(device.wait_for_type("pong").await["type"], "pong");
-    let ends = device
+    let terminal_frames = device
         .frames
         .iter()
         .filter(|frame| frame["type"] == "response");
-    assert_eq!(ends.count(), 2);
+    assert_eq!(terminal_frames.count(), 2);
 }
 
 #[tokio::test]
@@ -227,7 +228,7 @@ async fn cancel_reports_its_result() {
 }
 
 #[tokio::test]
-async fn interrupt_cancels_earlier_messages_and_resent_no_later_ones() {
+async fn interrupt_cancels_earlier_messages_and_its_resend_cancels_none() {
     let gateway = start(settings()).await;
     let mut device = gateway.device("alice").await;
     device.send_message("a1", "x").await;
@@ -254,34 +255,34 @@ async fn interrupt_cancels_earlier_messages_and_resent_no_later_ones() {
             id: Some(client_id),
             conversation: ConversationId::parse(conversation).unwrap(),
         };
-        let call = BeginRequest {
+        let request = BeginRequest {
             message: message.clone(),
             owner: Owner::random(),
             last_attempt: 0,
             cancelled_outcome: outcome(&message, "", TurnStatus::Cancelled).into(),
             history: None,
         };
-        let begun = gateway.fanout.inner().begin(call).await.unwrap();
+        let response = gateway.fanout.inner().begin(request).await.unwrap();
         assert_eq!(
-            matches!(begun, BeginResponse::Ended(_)),
+            matches!(response, BeginResponse::Ended(_)),
             cancelled,
-            "{id}: {begun:?}"
+            "{id}: {response:?}"
         );
     }
 }
 
 #[tokio::test]
-async fn draining_gateway_accepts_what_it_has_read_and_announces_the_close() {
+async fn draining_gateway_accepts_the_messages_it_has_read_and_announces_the_close() {
     let mut gateway = start(settings()).await;
     let mut idle = gateway.device("idle").await;
     let mut busy = gateway.device("busy").await;
-    gateway.log.acknowledge(false);
+    gateway.log.set_acknowledging(false);
     busy.send_message("a1", "last words").await;
     gateway.log.records(1).await;
     gateway.drain.cancel();
     assert_eq!(idle.expect_close().await, Some(1001));
     assert_eq!(idle.frames.last().unwrap()["type"], "closing");
-    gateway.log.acknowledge(true);
+    gateway.log.set_acknowledging(true);
     assert_eq!(busy.expect_close().await, Some(1001));
     assert!(busy.message("a1").is_accepted());
     drop((idle, busy));
@@ -309,10 +310,10 @@ async fn expired_token_closes_its_connection_but_not_a_classic_one() {
         .issue_token(&user, "secret", ttl)
         .await
         .unwrap();
-    let mut wrong = V1Client::new("alice");
+    let mut rejected = V1Client::new("alice");
     let path = "/ws?token=wrong&userid=alice";
-    wrong.upgrade(gateway.port, path, &[]).await.unwrap();
-    assert_eq!(wrong.expect_close().await, Some(4401));
+    rejected.upgrade(gateway.port, path, &[]).await.unwrap();
+    assert_eq!(rejected.expect_close().await, Some(4401));
     let mut classic = ClassicClient::connect(gateway.port, &token, "alice")
         .await
         .unwrap();

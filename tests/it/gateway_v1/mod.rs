@@ -1,5 +1,5 @@
-//! The gateway on `chatmesh.v1` over real sockets. The test acts as worker and relay on the embedded
-//! fan-out in memory, and decides which published frames are lost.
+//! The gateway on `chatmesh.v1` over real sockets. The test acts as worker and relay on the
+//! embedded fan-out in memory, and decides which published frames are lost.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -37,7 +37,8 @@ struct Gateway {
     fanout: Arc<FaultyFanout>,
     drain: CancellationToken,
     served: JoinHandle<Result<(), GatewayError>>,
-    offsets: AtomicI64,
+    /// The offset of the next terminal record.
+    next_offset: AtomicI64,
 }
 
 impl Drop for Gateway {
@@ -66,7 +67,7 @@ async fn start(settings: GatewaySettings) -> Gateway {
         fanout,
         drain,
         served,
-        offsets: AtomicI64::new(0),
+        next_offset: AtomicI64::new(0),
     }
 }
 
@@ -110,16 +111,17 @@ impl Gateway {
             conversation: ConversationId::parse(conversation).unwrap(),
         };
         let owner = Owner::random();
-        let call = BeginRequest {
+        let request = BeginRequest {
             message: message.clone(),
             owner: owner.clone(),
             last_attempt: 0,
             cancelled_outcome: outcome(&message, "", TurnStatus::Cancelled).into(),
             history: None,
         };
-        let BeginResponse::Attempt { number, .. } = self.fanout.inner().begin(call).await.unwrap()
+        let BeginResponse::Attempt { number, .. } =
+            self.fanout.inner().begin(request).await.unwrap()
         else {
-            panic!("it can't be begun");
+            panic!("the answer can't be begun");
         };
         Answer {
             message,
@@ -130,39 +132,39 @@ impl Gateway {
         }
     }
 
-    /// Publishes a delta.
+    /// Publishes a delta as a worker.
     async fn stream(&self, answer: &mut Answer, text: &str) {
-        let call = LiveRequest {
+        let request = LiveRequest {
             message: answer.message.clone(),
             owner: answer.owner.clone(),
             attempt: answer.attempt,
             delta: Some((answer.index, text.to_owned())),
         };
         assert_eq!(
-            self.fanout.inner().live(call).await.unwrap(),
+            self.fanout.inner().live(request).await.unwrap(),
             LiveResponse::Written
         );
         answer.index += 1;
         answer.text.push_str(text);
     }
 
-    /// Stores the outcome.
+    /// Stores the outcome as a worker.
     async fn keep(&self, answer: &Answer) {
-        let call = KeepRequest {
+        let request = KeepRequest {
             message: answer.message.clone(),
             owner: answer.owner.clone(),
             attempt: answer.attempt,
             outcome: outcome(&answer.message, &answer.text, TurnStatus::Answered).into(),
             cancelled_outcome: outcome(&answer.message, &answer.text, TurnStatus::Cancelled).into(),
         };
-        self.fanout.inner().keep(call).await.unwrap();
+        self.fanout.inner().keep(request).await.unwrap();
     }
 
     /// Delivers the terminal frame as a relay.
     async fn deliver(&self, answer: &Answer) {
-        let offset = self.offsets.fetch_add(1, Ordering::SeqCst);
+        let offset = self.next_offset.fetch_add(1, Ordering::SeqCst);
         let frame = outcome(&answer.message, &answer.text, TurnStatus::Answered).frame;
-        let call = DeliverRequest {
+        let request = DeliverRequest {
             user: answer.message.user.clone(),
             message_id: answer.message.message_id.clone(),
             conversation: Some(answer.message.conversation.clone()),
@@ -174,8 +176,8 @@ impl Gateway {
             answer: answer.text.clone(),
             status: TurnStatus::Answered,
         };
-        let delivered = self.fanout.inner().deliver(call).await.unwrap();
-        assert!(matches!(delivered, DeliverResponse::Published(_)));
+        let response = self.fanout.inner().deliver(request).await.unwrap();
+        assert!(matches!(response, DeliverResponse::Published(_)));
     }
 
     /// Stores and delivers the outcome.
