@@ -283,7 +283,7 @@ async fn messages_are_answered_over_configured_topics_with_one_partition() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn correlation_id_is_in_the_logs_of_all_roles_and_secrets_in_none() {
     let stack = Stack::start().await;
-    let json = |spec: crate::support::process::ProcessSpec| spec.env("LOG_FORMAT", "json");
+    let with_json_log = |spec: crate::support::process::ProcessSpec| spec.env("LOG_FORMAT", "json");
     let gateway = with_json_log(stack.gateway("server_1")).start().await;
     let worker = with_json_log(stack.worker("worker_1")).start().await;
     let relay = with_json_log(stack.relay("relay_1")).start().await;

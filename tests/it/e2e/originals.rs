@@ -14,7 +14,8 @@ use crate::support::redis::{redis_client, subscribe};
 use crate::support::stack::{MESSAGES, RELAYS, RESPONSES, Stack, WORKERS};
 use crate::support::{MAILBOX_CHECK_QUIET_PERIOD, TEST_TIMEOUT, http, wait_until};
 
-fn interop(spec: ProcessSpec) -> ProcessSpec {
+/// Sets `INTEROP`, because a service of the original system runs in the same system.
+fn with_interop(spec: ProcessSpec) -> ProcessSpec {
     spec.env("INTEROP", "true")
 }
 

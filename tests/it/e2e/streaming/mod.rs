@@ -3,9 +3,9 @@
 mod closes;
 mod devices;
 mod faults;
+mod frames;
 mod history;
 mod resume;
-mod rows;
 mod slow;
 
 use std::fmt::Write as _;
