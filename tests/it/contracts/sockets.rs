@@ -42,7 +42,7 @@ struct DocumentedFrames<'a> {
 }
 
 impl<'a> DocumentedFrames<'a> {
-    fn of_channel(document: &'a Document, channel: &str) -> Self {
+    fn from_channel(document: &'a Document, channel: &str) -> Self {
         let schema_by_type = messages(document, channel, "send")
             .into_iter()
             .map(|(_, message)| {
@@ -100,7 +100,7 @@ async fn classic_examples_are_accepted_and_all_frames_match_their_schemas() {
     let model = ScriptedModel::start().await;
     model.queue_answer("fail", Answer::error(400, "bad", "no"));
     let server = start_embedded(&model).await;
-    let mut documented = DocumentedFrames::of_channel(&document, "classic");
+    let mut documented = DocumentedFrames::from_channel(&document, "classic");
     let mut sent_examples = 0;
     for (name, message) in messages(&document, "classic", "receive") {
         for example in examples(message) {
@@ -131,7 +131,7 @@ async fn v1_examples_are_accepted_and_all_frames_match_their_schemas() {
     let endless_answer = Script::new().role().text("so far ").hang();
     model.queue_answer("endless", endless_answer);
     let mut server = start_embedded(&model).await;
-    let mut documented = DocumentedFrames::of_channel(&document, "v1");
+    let mut documented = DocumentedFrames::from_channel(&document, "v1");
     let mut sent_types = BTreeSet::new();
 
     for (name, message) in messages(&document, "v1", "receive") {

@@ -164,8 +164,8 @@ impl KafkaClient {
         read.await.expect("read a topic")
     }
 
-    /// The number of records that the group has not committed. If the group never committed, that
-    /// is the end offset.
+    /// The number of records that the group has not committed. If the group never committed, all
+    /// records count.
     pub(crate) async fn lag(&self, group: &str, topic: &str) -> i64 {
         let (bootstrap, group, topic) =
             (self.bootstrap.clone(), group.to_owned(), topic.to_owned());

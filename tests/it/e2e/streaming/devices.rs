@@ -78,7 +78,7 @@ pub(super) async fn all_devices_show_the_same_answer_even_if_they_join_late(
     assert_eq!(
         phone.message("m-1").accepted,
         [true],
-        "the phone receives one `accepted`, with the content"
+        "expected one `accepted` with the content at the phone"
     );
     assert_eq!(phone.message("m-1").question.as_deref(), Some(&*prompt));
     assert_eq!(phone.message("m-1").snapshots, 0);
@@ -100,8 +100,8 @@ pub(super) async fn all_devices_show_the_same_answer_even_if_they_join_late(
 pub(super) async fn classic_client_receives_only_response_and_error(system: Arc<TestSystem>) {
     let user = unique_name("devices");
     let (v1_prompt, classic_prompt, cancelled_prompt) = (
-        unique_name("by-v1"),
-        unique_name("by-classic"),
+        unique_name("v1"),
+        unique_name("classic"),
         unique_name("cancelled"),
     );
     system.model().queue_answer(
@@ -127,7 +127,7 @@ pub(super) async fn classic_client_receives_only_response_and_error(system: Arc<
     };
     device
         .wait_for(
-            "the classic client's message ends",
+            "the message of the classic client ends",
             classic_message_has_ended,
         )
         .await;
@@ -139,7 +139,7 @@ pub(super) async fn classic_client_receives_only_response_and_error(system: Arc<
     assert_eq!(
         classic_message.accepted,
         [true],
-        "the `accepted` frame has the question"
+        "expected one `accepted` with the question"
     );
     assert!(
         classic_message.deltas > 1,
@@ -333,7 +333,7 @@ pub(super) async fn same_id_through_two_gateways_is_one_message(system: Arc<Test
         assert_eq!(terminal["content"], text.as_str());
         assert!(
             device.message("m-1").accepted.contains(&false),
-            "no `accepted` without the content, which answers the device that sent the message"
+            "expected an `accepted` without the content, because this device sent the message"
         );
     }
     let ids = [&laptop, &phone].map(|device| device.transcript.message_id("m-1").unwrap());

@@ -1,5 +1,4 @@
-//! Every frame of the two tables of frames in the description of `chatmesh.v1` (docs/protocol.md),
-//! over real sockets.
+//! The frames of `chatmesh.v1` that docs/protocol.md lists, over real sockets.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,7 +35,7 @@ pub(super) async fn message_is_accepted_streamed_and_ended_once(system: Arc<Test
     assert_eq!(
         message.accepted,
         [false],
-        "the device receives one `accepted`, without the content"
+        "expected one `accepted` without the content"
     );
     assert!(message.deltas > 3, "{} deltas", message.deltas);
     assert_eq!(message.restarts, 0);
@@ -184,8 +183,8 @@ pub(super) async fn invalid_frame_is_refused_and_the_socket_stays_open(system: A
 pub(super) async fn failure_is_a_terminal_error(system: Arc<TestSystem>) {
     let user = unique_name("frames");
     let prompt = unique_name("rejected");
-    let refused = Answer::error(400, "invalid_request_error", "this model does not like you");
-    system.model().queue_answer(&prompt, refused);
+    let refusal = Answer::error(400, "invalid_request_error", "this model does not like you");
+    system.model().queue_answer(&prompt, refusal);
     let mut device = V1Client::open(system.port(0), &user).await;
     let terminal = device.send_and_wait("m-1", &prompt).await;
     assert_eq!(terminal["type"], "error", "{terminal}");
