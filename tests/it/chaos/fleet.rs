@@ -148,7 +148,7 @@ impl Fleet {
             .collect();
         let mut kafka = KafkaBroker::prepare_with_listeners(&listener_settings(&kafka_ports));
         kafka.spawn_and_wait().await;
-        let mut redis = PrivateRedis::not_started();
+        let mut redis = PrivateRedis::prepare();
         redis.restart().await;
 
         let mut members = Vec::new();

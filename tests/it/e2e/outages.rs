@@ -150,7 +150,7 @@ async fn kafka_killed_and_restarted_under_load_loses_no_answer() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn role_started_before_its_backends_is_unready_until_they_start() {
-    let mut stack = Stack::not_started(ScriptedModel::start().await).await;
+    let mut stack = Stack::prepare(ScriptedModel::start().await).await;
     let mut gateway = stack.gateway("server_1").spawn();
     let mut worker = stack.worker("worker_1").spawn();
     let mut relay = stack.relay("relay_1").spawn();
@@ -194,7 +194,7 @@ async fn role_started_before_its_backends_is_unready_until_they_start() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn role_waiting_for_its_backends_exits_on_sigterm() {
-    let stack = Stack::not_started(ScriptedModel::start().await).await;
+    let stack = Stack::prepare(ScriptedModel::start().await).await;
     for spec in [
         stack.gateway("server_1"),
         stack.worker("worker_1"),

@@ -21,13 +21,13 @@ pub(crate) struct PrivateRedis {
 
 impl PrivateRedis {
     pub(crate) async fn start() -> Self {
-        let mut redis = Self::not_started();
+        let mut redis = Self::prepare();
         redis.restart().await;
         redis
     }
 
     /// Chooses the address without starting a server; [`PrivateRedis::restart`] starts it.
-    pub(crate) fn not_started() -> Self {
+    pub(crate) fn prepare() -> Self {
         Self {
             port: free_port(),
             dir: tempfile::tempdir().expect("a temporary folder"),

@@ -40,7 +40,7 @@ impl Stack {
 
     /// Starts all backends with this model.
     pub(crate) async fn start_with(model: ScriptedModel) -> Self {
-        let mut stack = Self::not_started(model).await;
+        let mut stack = Self::prepare(model).await;
         stack.kafka.spawn_and_wait().await;
         stack.redis.restart().await;
         stack
@@ -48,7 +48,7 @@ impl Stack {
 
     /// Starts all backends, with a Redis cluster of three nodes instead of one Redis.
     pub(crate) async fn start_clustered(model: ScriptedModel) -> Self {
-        let mut stack = Self::not_started(model).await;
+        let mut stack = Self::prepare(model).await;
         stack.kafka.spawn();
         stack.cluster = Some(RedisCluster::start().await);
         stack.kafka.wait_ready().await;
@@ -56,11 +56,11 @@ impl Stack {
     }
 
     /// Chooses the addresses of Kafka and Redis, and starts neither.
-    pub(crate) async fn not_started(model: ScriptedModel) -> Self {
+    pub(crate) async fn prepare(model: ScriptedModel) -> Self {
         let permit = share_machine().await;
         Self {
             kafka: KafkaBroker::prepare(""),
-            redis: PrivateRedis::not_started(),
+            redis: PrivateRedis::prepare(),
             cluster: None,
             model,
             _permit: permit,
@@ -71,8 +71,8 @@ impl Stack {
         self.kafka.kafka_client()
     }
 
-    /// Adds the addresses of the backends. Their variables have the names that the original system
-    /// uses.
+    /// Adds the addresses of the backends. One Redis is set by host and port, as for the services of
+    /// the original system.
     fn with_backends(&self, spec: ProcessSpec) -> ProcessSpec {
         let spec = match &self.cluster {
             Some(cluster) => spec.env("REDIS_URL", &cluster.url()),
