@@ -71,8 +71,8 @@ impl Stack {
         self.kafka.kafka_client()
     }
 
-    /// Adds the addresses of the backends. One Redis is set by host and port, as for the services of
-    /// the original system.
+    /// Adds the addresses of the backends. The address of a single Redis is set as host and port,
+    /// with the variables of the original system.
     fn with_backends(&self, spec: ProcessSpec) -> ProcessSpec {
         let spec = match &self.cluster {
             Some(cluster) => spec.env("REDIS_URL", &cluster.url()),
