@@ -9,13 +9,14 @@ use assert_cmd::Command;
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// The program in its own directory, with an empty environment.
+/// A command that runs the program in this folder with an empty environment.
 fn chatmesh(folder: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_chatmesh"));
     command.current_dir(folder).env_clear();
     command
 }
 
+/// A temporary folder with these files.
 fn folder(files: &[(&str, &str)]) -> TempDir {
     let folder = TempDir::new().unwrap();
     for (name, text) in files {
@@ -24,26 +25,27 @@ fn folder(files: &[(&str, &str)]) -> TempDir {
     folder
 }
 
-/// The result of a finished command.
-struct Finished {
+/// The exit code and output of a finished command.
+struct CommandOutput {
     code: i32,
-    out: String,
-    err: String,
+    stdout: String,
+    stderr: String,
 }
 
-fn run(command: &mut Command) -> Finished {
+fn run(command: &mut Command) -> CommandOutput {
     let output = command.output().unwrap();
-    Finished {
+    CommandOutput {
         code: output.status.code().unwrap(),
-        out: String::from_utf8(output.stdout).unwrap(),
-        err: String::from_utf8(output.stderr).unwrap(),
+        stdout: String::from_utf8(output.stdout).unwrap(),
+        stderr: String::from_utf8(output.stderr).unwrap(),
     }
 }
 
-fn shown(command: &mut Command) -> Value {
-    let done = run(command);
-    assert_eq!(done.code, 0, "{}", done.err);
-    serde_json::from_str(&done.out).unwrap()
+/// The JSON document that a successful command prints.
+fn json_output(command: &mut Command) -> Value {
+    let output = run(command);
+    assert_eq!(output.code, 0, "{}", output.stderr);
+    serde_json::from_str(&output.stdout).unwrap()
 }
 
 /// Value and source of a key in the output of `config show --json`.
@@ -72,7 +74,7 @@ fn later_source_takes_precedence_and_values_name_their_source() {
         .env("HOST", "10.0.0.3")
         .env("PORT", "3")
         .env("TOKEN_TTL", "");
-    let document = shown(&mut command);
+    let document = json_output(&mut command);
     let expect = |key: &str, value: Value, source: &str| {
         assert_eq!(setting(&document, key), (&value, source), "{key}");
     };
@@ -105,9 +107,9 @@ fn all_errors_are_reported_with_key_source_and_allowed_values() {
         .env("SOMETHING_ELSE", "is not judged")
         .env("TOKEN_TTL", "1h")
         .env("LOG_LEVEL", "inof");
-    let done = run(&mut command);
-    assert_eq!(done.code, 2, "{}", done.err);
-    assert_eq!(done.out, "");
+    let output = run(&mut command);
+    assert_eq!(output.code, 2, "{}", output.stderr);
+    assert_eq!(output.stdout, "");
     let lines = [
         "the configuration can't be used: 6 problems",
         "kafka.linger_msec (file c.toml): there is no such key; did you mean kafka.linger_ms?",
@@ -118,7 +120,11 @@ fn all_errors_are_reported_with_key_source_and_allowed_values() {
         "log.level (environment variable LOG_LEVEL): \"inof\" is not allowed; allowed: trace, debug",
     ];
     for line in lines {
-        assert!(done.err.contains(line), "{line}\nnot in\n{}", done.err);
+        assert!(
+            output.stderr.contains(line),
+            "{line}\nnot in\n{}",
+            output.stderr
+        );
     }
 }
 
@@ -158,11 +164,19 @@ fn contradicting_values_are_rejected_for_roles_that_use_them() {
     for (role, variable, value, text) in cases {
         let mut command = chatmesh(folder.path());
         command.args(["config", "check", role]).env(variable, value);
-        let done = run(&mut command);
-        assert_eq!(done.code, 2, "{variable}: {}", done.err);
-        assert!(done.err.contains(text), "{text}\nnot in\n{}", done.err);
+        let output = run(&mut command);
+        assert_eq!(output.code, 2, "{variable}: {}", output.stderr);
+        assert!(
+            output.stderr.contains(text),
+            "{text}\nnot in\n{}",
+            output.stderr
+        );
         let source = format!("environment variable {variable}");
-        assert!(done.err.contains(&source), "{source}\nnot in\n{}", done.err);
+        assert!(
+            output.stderr.contains(&source),
+            "{source}\nnot in\n{}",
+            output.stderr
+        );
         let other = if role == "relay" { "gateway" } else { "relay" };
         if variable.starts_with("OPENAI") || role == "relay" {
             let mut command = chatmesh(folder.path());
@@ -207,9 +221,9 @@ fn secrets_are_never_printed() {
                 .args(["config", "show", role, "--config", "c.toml"])
                 .args(json)
                 .envs(secrets.iter().copied());
-            let done = run(&mut command);
-            assert_eq!(done.code, 0, "{}", done.err);
-            assert!(!done.out.contains("TOPSECRET"), "{}", done.out);
+            let output = run(&mut command);
+            assert_eq!(output.code, 0, "{}", output.stderr);
+            assert!(!output.stdout.contains("TOPSECRET"), "{}", output.stdout);
             if role == "gateway" {
                 for text in [
                     "sentinelServiceName=m",
@@ -217,31 +231,35 @@ fn secrets_are_never_printed() {
                     "\"r1\"",
                     "linger.ms",
                 ] {
-                    assert!(done.out.contains(text), "{text}\nnot in\n{}", done.out);
+                    assert!(
+                        output.stdout.contains(text),
+                        "{text}\nnot in\n{}",
+                        output.stdout
+                    );
                 }
             }
         }
     }
-    let bad: &[(&str, &str)] = &[
+    let invalid_values: &[(&str, &str)] = &[
         ("REDIS_URL", "http://u:TOPSECRET@r"),
         ("OPENAI_BASE_URL", "htp://u:TOPSECRET@r"),
         ("KAFKA_PROPERTIES", "TOPSECRET"),
         ("OTEL_EXPORTER_OTLP_HEADERS", "TOPSECRET"),
     ];
-    for (variable, value) in bad {
+    for (variable, value) in invalid_values {
         let mut command = chatmesh(folder.path());
         command
             .args(["config", "check", "ai-worker"])
             .env(variable, value);
-        let done = run(&mut command);
-        assert_eq!(done.code, 2, "{variable}");
-        assert!(!done.err.contains("TOPSECRET"), "{}", done.err);
+        let output = run(&mut command);
+        assert_eq!(output.code, 2, "{variable}");
+        assert!(!output.stderr.contains("TOPSECRET"), "{}", output.stderr);
     }
     let mut command = chatmesh(folder.path());
-    let done = run(command.args(["config", "check", "--config", "bad.toml"]));
-    assert_eq!(done.code, 2);
-    assert!(done.err.contains("line 2"), "{}", done.err);
-    assert!(!done.err.contains("TOPSECRET"), "{}", done.err);
+    let output = run(command.args(["config", "check", "--config", "bad.toml"]));
+    assert_eq!(output.code, 2);
+    assert!(output.stderr.contains("line 2"), "{}", output.stderr);
+    assert!(!output.stderr.contains("TOPSECRET"), "{}", output.stderr);
 }
 
 #[test]
@@ -267,7 +285,8 @@ METRICS_PORT=9000
 PYTHONUNBUFFERED=1
 "#;
     let folder = folder(&[(".env", env)]);
-    let document = shown(chatmesh(folder.path()).args(["config", "show", "gateway", "--json"]));
+    let document =
+        json_output(chatmesh(folder.path()).args(["config", "show", "gateway", "--json"]));
     let value = |key: &str| setting(&document, key).0.clone();
     assert_eq!(value("server.id"), "server_1");
     assert_eq!(value("log.app_name"), "WebSocket Server");
@@ -285,13 +304,14 @@ PYTHONUNBUFFERED=1
     assert!(!notices.contains("ALLOW_METHODS"), "{notices}");
 
     // In the original system the same variables name other topics in worker and relay.
-    let topics = folder_with_topics();
-    let worker = shown(chatmesh(topics.path()).args(["config", "show", "ai-worker", "--json"]));
+    let topics = folder_with_original_topics();
+    let worker =
+        json_output(chatmesh(topics.path()).args(["config", "show", "ai-worker", "--json"]));
     assert_eq!(setting(&worker, "kafka.messages_topic").0, "in");
     assert_eq!(setting(&worker, "kafka.responses_topic").0, "out");
-    let relay = shown(chatmesh(topics.path()).args(["config", "show", "relay", "--json"]));
+    let relay = json_output(chatmesh(topics.path()).args(["config", "show", "relay", "--json"]));
     assert_eq!(setting(&relay, "kafka.responses_topic").0, "in");
-    let all = shown(chatmesh(topics.path()).args(["config", "show", "all-in-one", "--json"]));
+    let all = json_output(chatmesh(topics.path()).args(["config", "show", "all-in-one", "--json"]));
     let notices = all["notices"].to_string();
     assert!(
         notices.contains("PRODUCE_TOPIC is not used: all-in-one"),
@@ -299,7 +319,7 @@ PYTHONUNBUFFERED=1
     );
 }
 
-fn folder_with_topics() -> TempDir {
+fn folder_with_original_topics() -> TempDir {
     folder(&[(".env", "CONSUME_TOPIC=in\nPRODUCE_TOPIC=out\n")])
 }
 
@@ -309,7 +329,7 @@ fn open_mode_is_the_default_on_loopback_and_warned_about_elsewhere() {
     let mode = |arguments: &[&str]| {
         let mut command = chatmesh(folder.path());
         command.args(["config", "show", "--json"]).args(arguments);
-        let document = shown(&mut command);
+        let document = json_output(&mut command);
         let mode = setting(&document, "auth.mode")
             .0
             .as_str()
@@ -323,9 +343,9 @@ fn open_mode_is_the_default_on_loopback_and_warned_about_elsewhere() {
         mode(&["all-in-one", "--set", "server.host=0.0.0.0"]).0,
         "stored"
     );
-    let everywhere = ["--set", "HOST=0.0.0.0", "--set", "AUTH_MODE=open"];
-    let (named, notices) = mode(&everywhere);
-    assert_eq!(named, "open");
+    let open_to_the_network = ["--set", "HOST=0.0.0.0", "--set", "AUTH_MODE=open"];
+    let (mode_name, notices) = mode(&open_to_the_network);
+    assert_eq!(mode_name, "open");
     assert!(
         notices.contains("every client can act as any user"),
         "{notices}"
@@ -335,11 +355,11 @@ fn open_mode_is_the_default_on_loopback_and_warned_about_elsewhere() {
 #[test]
 fn default_file_is_valid_and_contains_the_defaults() {
     let folder = folder(&[]);
-    let done = run(chatmesh(folder.path()).args(["config", "default"]));
-    assert_eq!(done.code, 0);
+    let output = run(chatmesh(folder.path()).args(["config", "default"]));
+    assert_eq!(output.code, 0);
     // Lines that begin with '#' and no space are commented-out settings.
-    let live: String = done
-        .out
+    let uncommented: String = output
+        .stdout
         .lines()
         .filter(|line| !line.contains(" = ") || !line.ends_with("# all-in-one"))
         .filter(|line| !line.ends_with("# relay"))
@@ -348,23 +368,26 @@ fn default_file_is_valid_and_contains_the_defaults() {
             _ => format!("{line}\n"),
         })
         .collect();
-    for (name, text) in [("as-is.toml", &done.out), ("live.toml", &live)] {
+    for (name, text) in [
+        ("as-is.toml", &output.stdout),
+        ("uncommented.toml", &uncommented),
+    ] {
         std::fs::write(folder.path().join(name), text).unwrap();
     }
-    let mut shows = ["as-is.toml", "live.toml"].map(|file| {
+    let mut settings_by_file = ["as-is.toml", "uncommented.toml"].map(|file| {
         let mut command = chatmesh(folder.path());
         command.args(["config", "show", "gateway", "--json", "--config", file]);
         command.env("SERVER_ID", "s");
-        let document = shown(&mut command);
+        let document = json_output(&mut command);
         let settings = document["settings"].as_array().unwrap().clone();
         settings
             .into_iter()
             .map(|setting| (setting["key"].clone(), setting["value"].clone()))
             .collect::<Vec<_>>()
     });
-    assert!(shows[0].len() > 20);
-    let live = std::mem::take(&mut shows[1]);
-    assert_eq!(shows[0], live);
+    assert!(settings_by_file[0].len() > 20);
+    let uncommented = std::mem::take(&mut settings_by_file[1]);
+    assert_eq!(settings_by_file[0], uncommented);
 }
 
 #[test]
@@ -380,11 +403,11 @@ fn exit_codes_distinguish_usage_errors_from_failures() {
     assert_eq!(code(&["config", "check", "--config", "missing.toml"]), 2);
     assert_eq!(code(&["gateway", "--port", "65536"]), 2);
     assert_eq!(code(&["healthcheck", "--url", "https://127.0.0.1/"]), 1);
-    let help = run(chatmesh(folder.path()).arg("--help")).out;
+    let help = run(chatmesh(folder.path()).arg("--help")).stdout;
     for word in ["all-in-one", "healthcheck", "Examples:", "CHATMESH_CONFIG"] {
         assert!(help.contains(word), "{help}");
     }
-    let help = run(chatmesh(folder.path()).args(["healthcheck", "--help"])).out;
+    let help = run(chatmesh(folder.path()).args(["healthcheck", "--help"])).stdout;
     assert!(
         help.contains("METRICS_PORT") && help.contains("--url"),
         "{help}"
@@ -409,41 +432,44 @@ fn healthcheck_fails_with_the_reason_if_the_role_is_not_ready() {
         command
             .args(["healthcheck", "relay"])
             .env("METRICS_PORT", &port);
-        let done = run(&mut command);
-        assert_eq!(done.code, code, "{}", done.err);
+        let output = run(&mut command);
+        assert_eq!(output.code, code, "{}", output.stderr);
         let head = server.join().unwrap();
         assert!(head.starts_with("GET /health/ready HTTP/1.1\r\n"), "{head}");
         if code == 1 {
-            assert!(done.err.contains("redis: away"), "{}", done.err);
+            assert!(output.stderr.contains("redis: away"), "{}", output.stderr);
         }
     }
 }
 
 #[test]
 fn signed_tokens_need_exactly_one_key_of_sufficient_length() {
-    let check = |set: &[&str]| {
+    let check = |settings: &[&str]| {
         let mut args = vec!["config", "check", "gateway", "--set", "auth.mode=jwt"];
-        for one in set {
-            args.extend(["--set", one]);
+        for setting in settings {
+            args.extend(["--set", setting]);
         }
-        let (code, _, said) = crate::support::process::ProcessSpec::new(&args).run();
-        (code, said)
+        let (code, _, stderr) = crate::support::process::ProcessSpec::new(&args).run();
+        (code, stderr)
     };
-    let long = "auth.jwt_secret=0123456789abcdef0123456789abcdef";
-    assert_eq!(check(&[long]).0, Some(0));
+    let long_secret = "auth.jwt_secret=0123456789abcdef0123456789abcdef";
+    assert_eq!(check(&[long_secret]).0, Some(0));
     assert_eq!(check(&["auth.jwt_jwks=https://id.example/keys"]).0, Some(0));
-    let (code, said) = check(&[]);
+    let (code, stderr) = check(&[]);
     assert_eq!(code, Some(2));
-    assert!(said.contains("exactly one of auth.jwt_secret"), "{said}");
-    let (code, _) = check(&[long, "auth.jwt_jwks=keys.json"]);
+    assert!(
+        stderr.contains("exactly one of auth.jwt_secret"),
+        "{stderr}"
+    );
+    let (code, _) = check(&[long_secret, "auth.jwt_jwks=keys.json"]);
     assert_eq!(code, Some(2));
-    let (code, said) = check(&["auth.jwt_secret=short-and-secret"]);
+    let (code, stderr) = check(&["auth.jwt_secret=short-and-secret"]);
     assert_eq!(code, Some(2));
-    assert!(said.contains("at least 32 bytes"), "{said}");
-    assert!(!said.contains("short-and-secret"), "{said}");
-    let (code, said) = check(&["auth.jwt_jwks=http://id.example/keys"]);
+    assert!(stderr.contains("at least 32 bytes"), "{stderr}");
+    assert!(!stderr.contains("short-and-secret"), "{stderr}");
+    let (code, stderr) = check(&["auth.jwt_jwks=http://id.example/keys"]);
     assert_eq!(code, Some(0));
-    assert!(said.contains("fetched over http"), "{said}");
+    assert!(stderr.contains("fetched over http"), "{stderr}");
 }
 
 #[test]
@@ -452,40 +478,48 @@ fn unusable_verification_keys_are_reported_at_the_start() {
         ("empty.json", r#"{"keys":[]}"#),
         ("secret.json", r#"{"keys":[{"kty":"oct","k":"AAAA"}]}"#),
     ]);
-    let jwt = |args: &[&str], keys: &str| {
+    let run_with_keys = |args: &[&str], keys: &str| {
         let mut command = chatmesh(folder.path());
         command.args(args).env("AUTH_MODE", "jwt");
         run(command.env("JWT_JWKS", keys))
     };
     let doctor = ["doctor", "all-in-one", "--no-model", "--json"];
-    for (keys, said) in [
+    for (keys, expected) in [
         ("nowhere.json", "nowhere.json can't be read"),
         ("empty.json", "lists no key"),
         ("secret.json", "`kty: oct`"),
     ] {
         for role in ["gateway", "all-in-one"] {
-            let done = jwt(&["config", "check", role], keys);
-            assert_eq!(done.code, 2, "{}", done.err);
-            assert!(done.err.contains(said), "{}", done.err);
+            let output = run_with_keys(&["config", "check", role], keys);
+            assert_eq!(output.code, 2, "{}", output.stderr);
+            assert!(output.stderr.contains(expected), "{}", output.stderr);
         }
-        let done = jwt(&["all-in-one", "--ephemeral", "--port", "0"], keys);
-        assert_eq!(done.code, 2, "{}", done.err);
-        assert!(done.err.contains(said), "{}", done.err);
-        assert!(!done.out.contains("open the page"), "{}", done.out);
-        let done = jwt(&doctor, keys);
-        assert_eq!(done.code, 2, "{}", done.out);
-        assert!(done.out.contains(r#""area": "keys""#), "{}", done.out);
-        assert!(done.out.contains(said), "{}", done.out);
+        let output = run_with_keys(&["all-in-one", "--ephemeral", "--port", "0"], keys);
+        assert_eq!(output.code, 2, "{}", output.stderr);
+        assert!(output.stderr.contains(expected), "{}", output.stderr);
+        assert!(
+            !output.stdout.contains("open the page"),
+            "{}",
+            output.stdout
+        );
+        let output = run_with_keys(&doctor, keys);
+        assert_eq!(output.code, 2, "{}", output.stdout);
+        assert!(
+            output.stdout.contains(r#""area": "keys""#),
+            "{}",
+            output.stdout
+        );
+        assert!(output.stdout.contains(expected), "{}", output.stdout);
     }
     // Only `doctor` fetches keys from a URL; `config check` makes no connections.
-    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr();
-    let url = format!("http://{}/keys", closed.unwrap());
-    assert_eq!(jwt(&["config", "check", "gateway"], &url).code, 0);
-    let done = jwt(&doctor, &url);
-    assert_eq!(done.code, 1, "{}", done.out);
+    let closed_address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr();
+    let url = format!("http://{}/keys", closed_address.unwrap());
+    assert_eq!(run_with_keys(&["config", "check", "gateway"], &url).code, 0);
+    let output = run_with_keys(&doctor, &url);
+    assert_eq!(output.code, 1, "{}", output.stdout);
     assert!(
-        done.out.contains("no token can be verified"),
+        output.stdout.contains("no token can be verified"),
         "{}",
-        done.out
+        output.stdout
     );
 }

@@ -1,5 +1,5 @@
-//! The deployment of compose.yaml in containers. Run by `tests/run --containers` on a machine with
-//! Docker.
+//! The deployment of compose.yaml in containers. `tests/run --containers` runs these tests on a
+//! machine with Docker.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -35,6 +35,7 @@ fn compose(arguments: &[&str]) -> String {
     run("docker", &[&profiles, arguments].concat())
 }
 
+/// The part of a service's container description that `format` selects.
 fn inspect(service: &str, format: &str) -> String {
     let id = compose(&["ps", "--all", "--quiet", service]);
     let text = run("docker", &["inspect", "--format", format, id.trim()]);
@@ -67,13 +68,14 @@ async fn assert_answered(client: &mut ClassicClient, text: &str) {
     assert!(answer.to_string().contains(text), "{answer}");
 }
 
-async fn open(user: &str, token: &str) -> ClassicClient {
+async fn connect(user: &str, token: &str) -> ClassicClient {
     ClassicClient::connect(PORT, token, user)
         .await
         .unwrap_or_else(|refused| panic!("{user} was refused: {refused:?}"))
 }
 
-async fn targets_up() -> usize {
+/// The number of targets that Prometheus scrapes successfully.
+async fn healthy_target_count() -> usize {
     let url = "http://127.0.0.1:9090/api/v1/targets?state=active";
     let Ok(reply) = http::try_call(Method::GET, url, &[]).await else {
         return 0;
@@ -86,7 +88,8 @@ async fn targets_up() -> usize {
         .count()
 }
 
-fn log(service: &str) -> PathBuf {
+/// The log file of a service.
+fn log_file(service: &str) -> PathBuf {
     let name = format!("docker-logs/{service}.log");
     Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
 }
@@ -106,11 +109,11 @@ async fn deployment_answers_and_survives_the_loss_of_gateways() {
         .await
         .unwrap_err();
     assert_eq!(refused.status, 401);
-    let mut client = open(&user, &secret).await;
+    let mut client = connect(&user, &secret).await;
     assert_answered(&mut client, "hello there").await;
 
     wait_until("Prometheus scrapes all roles", TEST_TIMEOUT, || async {
-        targets_up().await == ROLES.len()
+        healthy_target_count().await == ROLES.len()
     })
     .await;
     let grafana = http::get("http://127.0.0.1:3000/api/health").await;
@@ -129,9 +132,9 @@ async fn deployment_answers_and_survives_the_loss_of_gateways() {
         .chain(&["kafka", "redis", "nginx", "prometheus", "grafana"])
     {
         wait_until(
-            &format!("docker-logs has {service}"),
+            &format!("docker-logs has a log of {service}"),
             TEST_TIMEOUT,
-            || async { std::fs::metadata(log(service)).is_ok_and(|file| file.len() > 0) },
+            || async { std::fs::metadata(log_file(service)).is_ok_and(|file| file.len() > 0) },
         )
         .await;
     }
@@ -140,7 +143,7 @@ async fn deployment_answers_and_survives_the_loss_of_gateways() {
     compose(&["stop", "gateway-1"]);
     assert_eq!(inspect("gateway-1", "{{.State.ExitCode}}"), "0");
     if let ClientEvent::Closed(_) = client.next_event(Duration::from_millis(100)).await {
-        client = open(&user, &secret).await;
+        client = connect(&user, &secret).await;
     }
     assert_answered(&mut client, "after a stop").await;
     compose(&["start", "gateway-1"]);
@@ -152,16 +155,16 @@ async fn deployment_answers_and_survives_the_loss_of_gateways() {
     // Clients of a killed gateway reconnect to the other one.
     compose(&["kill", "gateway-2"]);
     assert_eq!(client.expect_close().await, None);
-    client = open(&user, &secret).await;
+    client = connect(&user, &secret).await;
     assert_answered(&mut client, "after a kill").await;
     client.close().await;
 
-    let written = std::fs::read_to_string(log("nginx")).unwrap();
-    assert!(written.contains(r#""path":"/ws""#), "{written}");
-    assert!(!written.contains(&secret), "the token is in nginx's log");
+    let nginx_log = std::fs::read_to_string(log_file("nginx")).unwrap();
+    assert!(nginx_log.contains(r#""path":"/ws""#), "{nginx_log}");
+    assert!(!nginx_log.contains(&secret), "the token is in nginx's log");
 
     run("just", &["clean"]);
     assert_eq!(compose(&["ps", "--all", "--quiet"]), "");
-    assert!(!log("nginx").exists());
+    assert!(!log_file("nginx").exists());
     drop(deployment);
 }

@@ -1,4 +1,4 @@
-//! The embedded fan-out: the contract, in memory and on disk.
+//! The contract suite of the fan-out on the embedded implementation, in memory and on disk.
 
 use std::sync::Arc;
 

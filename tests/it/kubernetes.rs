@@ -42,7 +42,7 @@ mod yaml {
         }
         let mut map = Map::new();
         while let Some((_, line)) =
-            lines.next_if(|(at, line)| *at == indent && !line.starts_with("- "))
+            lines.next_if(|(line_indent, line)| *line_indent == indent && !line.starts_with("- "))
         {
             parse_entry(&mut map, lines, indent, line);
         }
@@ -52,7 +52,7 @@ mod yaml {
     fn parse_list(lines: &mut Lines<'_>, indent: usize) -> Value {
         let mut items = Vec::new();
         while let Some((_, line)) =
-            lines.next_if(|(at, line)| *at == indent && line.starts_with("- "))
+            lines.next_if(|(line_indent, line)| *line_indent == indent && line.starts_with("- "))
         {
             let first = &line[2..];
             if split_key(first).is_none() {
@@ -61,9 +61,9 @@ mod yaml {
             }
             let mut map = Map::new();
             parse_entry(&mut map, lines, indent + 2, first);
-            while let Some((_, line)) =
-                lines.next_if(|(at, line)| *at == indent + 2 && !line.starts_with("- "))
-            {
+            while let Some((_, line)) = lines.next_if(|(line_indent, line)| {
+                *line_indent == indent + 2 && !line.starts_with("- ")
+            }) {
                 parse_entry(&mut map, lines, indent + 2, line);
             }
             items.push(Value::Object(map));
@@ -83,8 +83,10 @@ mod yaml {
         let (name, rest) = split_key(line).unwrap_or_else(|| panic!("unsupported YAML: {line}"));
         let value = if rest.is_empty() {
             match lines.peek().copied() {
-                Some((deeper, _)) if deeper > indent => parse_block(lines, deeper),
-                Some((at, next)) if at == indent && next.starts_with("- ") => parse_list(lines, at),
+                Some((next_indent, _)) if next_indent > indent => parse_block(lines, next_indent),
+                Some((next_indent, next)) if next_indent == indent && next.starts_with("- ") => {
+                    parse_list(lines, next_indent)
+                }
                 _ => Value::Null,
             }
         } else {
@@ -170,13 +172,13 @@ fn probes_use_the_listening_port_and_the_grace_period_covers_the_drain() {
                 container["ports"][0]["name"]
             );
         }
-        let pre_stop = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+        let pre_stop_seconds = container["lifecycle"]["preStop"]["sleep"]["seconds"]
             .as_i64()
             .unwrap_or(0);
-        let grace = pod["terminationGracePeriodSeconds"].as_i64().unwrap();
+        let grace_seconds = pod["terminationGracePeriodSeconds"].as_i64().unwrap();
         assert!(
-            grace >= pre_stop + drain_ms / 1000 + 5,
-            "{role}: {grace} s is too short"
+            grace_seconds >= pre_stop_seconds + drain_ms / 1000 + 5,
+            "{role}: {grace_seconds} s is too short"
         );
         let security = &container["securityContext"];
         assert_eq!(security["readOnlyRootFilesystem"], true, "{role}");
@@ -200,7 +202,7 @@ fn assert_known_fields(value: &Value, known: &[&str]) {
     for name in value.as_object().unwrap().keys() {
         assert!(
             known.contains(name.as_str()),
-            "KEDA knows no {name} in {value}"
+            "KEDA has no field {name}: {value}"
         );
     }
 }
@@ -208,12 +210,12 @@ fn assert_known_fields(value: &Value, known: &[&str]) {
 #[test]
 fn autoscalers_are_valid_for_keda_and_name_existing_topics_and_metrics() {
     let objects = load_objects();
-    let scaled: Vec<&Value> = objects
+    let autoscalers: Vec<&Value> = objects
         .iter()
         .filter(|o| o["kind"] == "ScaledObject")
         .collect();
-    assert_eq!(scaled.len(), 2);
-    for object in &scaled {
+    assert_eq!(autoscalers.len(), 2);
+    for object in &autoscalers {
         assert_eq!(object["apiVersion"], "keda.sh/v1alpha1");
         let spec = &object["spec"];
         assert_known_fields(

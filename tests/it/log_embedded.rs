@@ -16,6 +16,7 @@ use tempfile::TempDir;
 use crate::log_contract::{PARTITIONS, log_contract};
 use crate::settings::embedded_settings;
 
+/// Time limit of an awaited condition.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 fn settings() -> EmbeddedSettings {
@@ -110,7 +111,8 @@ async fn stored_offsets_are_committed_in_the_background() {
     first.store_offset(partition, 1);
     // A record is removed only after an offset above it was committed.
     wait_for_log_start(&log, "t", partition, Some(1)).await;
-    // Dropped as if its process were killed: only the background commit counts.
+    // Dropping the consumer commits nothing, as when its process is killed. So the offset 2 is
+    // lost.
     first.store_offset(partition, 2);
     drop(first);
     let mut second = log.consumer("g", "t").unwrap();
@@ -130,10 +132,10 @@ fn short_retention() -> EmbeddedSettings {
 
 /// Waits until the partition starts at this offset; `None` waits until it is empty.
 async fn wait_for_log_start(log: &Arc<dyn Log>, topic: &str, partition: i32, start: Option<i64>) {
-    let waiting = std::time::Instant::now();
+    let started = std::time::Instant::now();
     while log.offset_at(topic, partition, 0).await.unwrap() != start {
         assert!(
-            waiting.elapsed() < TIMEOUT,
+            started.elapsed() < TIMEOUT,
             "{topic} does not start at {start:?}"
         );
         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -189,7 +191,7 @@ async fn only_expired_records_finished_by_every_group_are_removed() {
     ahead.store_offset(partition, 8);
     behind.store_offset(partition, 3);
     wait_for_log_start(&log, "t", partition, Some(3)).await;
-    // The records that one group has not finished stay.
+    // The records that one of the groups has not finished are kept.
     wait_for_removal_pass(&log).await;
     assert_eq!(log.offset_at("t", partition, 0).await.unwrap(), Some(3));
     assert_eq!(log.offset_at("t.dlq", partition, 0).await.unwrap(), Some(0));
@@ -222,7 +224,8 @@ async fn too_little_free_space_refuses_new_messages_only() {
     assert!(text.contains("MIN_FREE_DISK"), "{text}");
 }
 
-/// Not a test by itself: the child process that the next test starts and kills.
+/// The child process that `kill_9_loses_no_acknowledged_record_and_reuses_no_offset` starts and
+/// kills. Without its environment variable, this test does nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn child_process_works_until_killed() {
     let Ok(dir) = std::env::var("CHATMESH_TEST_LOG_CHILD") else {
@@ -250,7 +253,7 @@ async fn child_process_works_until_killed() {
 
 /// The offsets whose acknowledgement the child process received. The kill may truncate the last
 /// line, which does not count then.
-fn acknowledged(dir: &Path) -> Vec<i64> {
+fn acknowledged_offsets(dir: &Path) -> Vec<i64> {
     let text = std::fs::read_to_string(dir.join("report")).unwrap_or_default();
     let complete = text.rsplit_once('\n').map_or("", |(lines, _)| lines);
     complete.lines().map(|line| line.parse().unwrap()).collect()
@@ -269,14 +272,17 @@ async fn kill_9_loses_no_acknowledged_record_and_reuses_no_offset() {
             .spawn()
             .unwrap();
         let started = std::time::Instant::now();
-        while acknowledged(dir.path()).len() < 300 {
-            assert!(started.elapsed() < Duration::from_secs(60), "no progress");
+        while acknowledged_offsets(dir.path()).len() < 300 {
+            assert!(
+                started.elapsed() < Duration::from_secs(60),
+                "the child process acknowledges too few records"
+            );
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         child.kill().unwrap();
         child.wait().unwrap();
 
-        let acknowledged = acknowledged(dir.path());
+        let acknowledged = acknowledged_offsets(dir.path());
         assert!(acknowledged[0] > last, "an offset was assigned again");
         let log = open_dir(&dir.path().join("data"));
         let mut consumer = log.consumer("reads", "t").unwrap();
@@ -284,15 +290,18 @@ async fn kill_9_loses_no_acknowledged_record_and_reuses_no_offset() {
         for expected in 0..=last {
             assert_eq!(next_record(&mut consumer).await.offset, expected);
         }
-        let end = log.append("t", record("v")).await.unwrap().offset;
-        assert!(end > last);
-        last = end;
+        let appended_offset = log.append("t", record("v")).await.unwrap().offset;
+        assert!(appended_offset > last);
+        last = appended_offset;
         let mut worker = log.consumer("g", "t").unwrap();
         let ConsumerEvent::Assigned(assigned) = worker.next().await else {
             panic!("the first event is the assignment");
         };
         let committed = assigned.iter().filter_map(|a| a.committed_offset).max();
-        assert!(committed <= Some(end), "the commit is above the end");
+        assert!(
+            committed <= Some(appended_offset),
+            "the commit is above the last record"
+        );
     }
 }
 
@@ -315,7 +324,7 @@ async fn records_read_from_disk_are_complete_ordered_and_dropped_by_a_seek() {
     let mut probe = log.consumer("probe", "t").unwrap();
     let partition = next_record(&mut probe).await.partition;
     for from in [150, 0, 20, 199] {
-        // Starts a read, and is cancelled while the read is in progress.
+        // This call starts a read of the disk, and is cancelled while the read is in progress.
         let _ = consumer.next().now_or_never();
         consumer.seek(partition, from).await.unwrap();
         for expected in from..(from + 30).min(200) {

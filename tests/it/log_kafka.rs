@@ -62,7 +62,7 @@ fn record(key: &str, value: &str) -> NewRecord {
     }
 }
 
-fn text(record: &Record) -> String {
+fn value_text(record: &Record) -> String {
     String::from_utf8_lossy(&record.value).into_owned()
 }
 
@@ -76,7 +76,7 @@ async fn next(consumer: &mut Box<dyn Consumer>) -> ConsumerEvent {
 async fn read(consumer: &mut Box<dyn Consumer>, count: usize) -> Vec<Record> {
     let mut records = Vec::new();
     while records.len() < count {
-        if let ConsumerEvent::Record(record) = next(consumer).await {
+        if let ConsumerEvent::Record(record) = next_event(consumer).await {
             records.push(record);
         }
     }
@@ -85,12 +85,12 @@ async fn read(consumer: &mut Box<dyn Consumer>, count: usize) -> Vec<Record> {
 
 /// Appends a record, and retries while the outcome is unknown, as callers do.
 async fn append(log: &KafkaLog, topic: &str, new: NewRecord) -> i64 {
-    let end = Instant::now() + TIMEOUT;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         match log.append(topic, new.clone()).await {
             Ok(appended) => return appended.offset,
             Err(error) => assert!(
-                matches!(error, AppendError::Unknown(_)) && Instant::now() < end,
+                matches!(error, AppendError::Unknown(_)) && Instant::now() < deadline,
                 "{error}"
             ),
         }
@@ -118,19 +118,22 @@ async fn log_connects_when_kafka_starts_later() {
         matches!(refused, Err(LogError::Unavailable(_))),
         "{refused:?}"
     );
-    let lost = tokio::select! {
+    let appended = tokio::select! {
         biased;
         event = consumer.next() => panic!("without a broker: {event:?}"),
         result = log.append(&topic, record("k", "early")) => result,
     };
-    assert!(matches!(lost, Err(AppendError::Unknown(_))), "{lost:?}");
+    assert!(
+        matches!(appended, Err(AppendError::Unknown(_))),
+        "{appended:?}"
+    );
 
     broker.spawn_and_wait().await;
     log.ensure_topics(&[spec(&topic, 2, 1)])
         .await
         .expect("topics");
     append(&log, &topic, record("k", "late")).await;
-    assert_eq!(text(&read(&mut consumer, 1).await[0]), "late");
+    assert_eq!(value_text(&read_records(&mut consumer, 1).await[0]), "late");
     assert!(log.check().await.is_ok());
     consumer.close().await;
 }
@@ -170,7 +173,11 @@ async fn killed_broker_neither_loses_nor_duplicates_appends() {
     let mut consumer = log
         .consumer(&random_name("group"), &topic)
         .expect("a consumer");
-    let values: Vec<String> = read(&mut consumer, 3000).await.iter().map(text).collect();
+    let values: Vec<String> = read_records(&mut consumer, 3000)
+        .await
+        .iter()
+        .map(value_text)
+        .collect();
     let expected: Vec<String> = (0..3000).map(|n| n.to_string()).collect();
     assert_eq!(
         values, expected,
@@ -189,38 +196,44 @@ async fn broker_that_hangs_past_every_timeout_loses_nothing() {
         .consumer(&random_name("group"), &topic)
         .expect("a consumer");
     append(&log, &topic, record("k", "before")).await;
-    assert_eq!(text(&read(&mut consumer, 1).await[0]), "before");
+    assert_eq!(
+        value_text(&read_records(&mut consumer, 1).await[0]),
+        "before"
+    );
 
     broker.pause();
-    let stopped = Instant::now();
+    let paused_at = Instant::now();
     let check = log.check().await;
     assert!(matches!(check, Err(LogError::Unavailable(_))), "{check:?}");
     assert!(
-        stopped.elapsed() < Duration::from_secs(3),
+        paused_at.elapsed() < Duration::from_secs(3),
         "a check must end after 2 seconds"
     );
-    let unknown = log.append(&topic, record("k", "unknown")).await;
+    let appended = log.append(&topic, record("k", "unknown")).await;
     assert!(
-        matches!(unknown, Err(AppendError::Unknown(_))),
-        "{unknown:?}"
+        matches!(appended, Err(AppendError::Unknown(_))),
+        "{appended:?}"
     );
     assert!(
-        stopped.elapsed() < Duration::from_secs(14),
+        paused_at.elapsed() < Duration::from_secs(14),
         "an append must end after 10 seconds"
     );
     // Longer than the consumer's session and than any time limit of the log.
-    while stopped.elapsed() < Duration::from_secs(15) {
-        assert!(log.check().await.is_err(), "the broker still hangs");
+    while paused_at.elapsed() < Duration::from_secs(15) {
+        assert!(
+            log.check().await.is_err(),
+            "a check must fail while the broker hangs"
+        );
     }
     broker.resume();
 
     append(&log, &topic, record("k", "after")).await;
-    let end = Instant::now() + TIMEOUT;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
-        assert!(Instant::now() < end);
-        // The record with the unknown outcome may be in the log too.
-        match next(&mut consumer).await {
-            ConsumerEvent::Record(record) if text(&record) == "after" => break,
+        assert!(Instant::now() < deadline, "no record after the outage");
+        // The log may also have the record whose append was `Unknown`.
+        match next_event(&mut consumer).await {
+            ConsumerEvent::Record(record) if value_text(&record) == "after" => break,
             _ => {}
         }
     }
@@ -236,9 +249,13 @@ async fn consumer_that_stops_polling_is_revoked_and_rejoins() {
     let topic = create_topic(&log, 2).await;
     let group = random_name("group");
     let mut consumer = log.consumer(&group, &topic).expect("a consumer");
-    assert!(matches!(next(&mut consumer).await, ConsumerEvent::Assigned(all) if all.len() == 2));
+    let event = next_event(&mut consumer).await;
+    assert!(
+        matches!(&event, ConsumerEvent::Assigned(assignments) if assignments.len() == 2),
+        "{event:?}"
+    );
     // Nothing calls `next`, so the group removes this member.
-    let end = Instant::now() + TIMEOUT;
+    let deadline = Instant::now() + TIMEOUT;
     while log
         .inspect_group(&group, &topic)
         .await
@@ -246,34 +263,48 @@ async fn consumer_that_stops_polling_is_revoked_and_rejoins() {
         .members
         > 0
     {
-        assert!(Instant::now() < end, "the group keeps a member that hangs");
+        assert!(
+            Instant::now() < deadline,
+            "the group must remove a member that does not poll"
+        );
         sleep(Duration::from_millis(100)).await;
     }
-    // The partition is revoked, but this member does not know that yet.
+    // The partitions are revoked, but this member has not received the event yet.
     consumer.store_offset(0, 7);
-    assert!(matches!(next(&mut consumer).await, ConsumerEvent::Revoked(all) if all.len() == 2));
-    match next(&mut consumer).await {
-        ConsumerEvent::Assigned(all) => {
-            assert_eq!(all.len(), 2);
+    let event = next_event(&mut consumer).await;
+    assert!(
+        matches!(&event, ConsumerEvent::Revoked(partitions) if partitions.len() == 2),
+        "{event:?}"
+    );
+    match next_event(&mut consumer).await {
+        ConsumerEvent::Assigned(assignments) => {
+            assert_eq!(assignments.len(), 2);
             assert!(
-                all.iter()
+                assignments
+                    .iter()
                     .all(|assignment| assignment.committed_offset.is_none()),
-                "an offset stored after the revocation was committed: {all:?}"
+                "an offset stored after the revocation was committed: {assignments:?}"
             );
         }
-        other => panic!("{other:?}"),
+        event => panic!("{event:?}"),
     }
     append(&log, &topic, record("k", "again")).await;
-    assert_eq!(text(&read(&mut consumer, 1).await[0]), "again");
+    assert_eq!(
+        value_text(&read_records(&mut consumer, 1).await[0]),
+        "again"
+    );
     consumer.close().await;
 }
 
+/// Updates the partitions that a member owns.
 fn apply_rebalance(owned: &mut BTreeSet<i32>, event: ConsumerEvent) {
     match event {
-        ConsumerEvent::Assigned(all) => {
-            owned.extend(all.iter().map(|assignment| assignment.partition));
+        ConsumerEvent::Assigned(assignments) => {
+            owned.extend(assignments.iter().map(|assignment| assignment.partition));
         }
-        ConsumerEvent::Revoked(all) => owned.retain(|partition| !all.contains(partition)),
+        ConsumerEvent::Revoked(partitions) => {
+            owned.retain(|partition| !partitions.contains(partition));
+        }
         ConsumerEvent::Record(record) => panic!("{record:?}"),
     }
 }
@@ -286,9 +317,9 @@ async fn partitions_of_a_dropped_member_move_to_the_other() {
     let mut remaining = log.consumer(&group, &topic).expect("a consumer");
     let mut dropped = log.consumer(&group, &topic).expect("a consumer");
     let mut owned = [BTreeSet::new(), BTreeSet::new()];
-    let end = Instant::now() + TIMEOUT;
+    let deadline = Instant::now() + TIMEOUT;
     while owned[0].len() != 2 || owned[1].len() != 2 {
-        assert!(Instant::now() < end, "{owned:?}");
+        assert!(Instant::now() < deadline, "{owned:?}");
         for (consumer, owned) in [&mut remaining, &mut dropped].into_iter().zip(&mut owned) {
             if let Ok(event) = timeout(Duration::from_millis(50), consumer.next()).await {
                 apply_rebalance(owned, event);
@@ -297,7 +328,7 @@ async fn partitions_of_a_dropped_member_move_to_the_other() {
     }
     drop(dropped);
     while owned[0].len() != 4 {
-        apply_rebalance(&mut owned[0], next(&mut remaining).await);
+        apply_rebalance(&mut owned[0], next_event(&mut remaining).await);
     }
     remaining.close().await;
 }
@@ -312,21 +343,21 @@ async fn partitions_assigned_while_paused_are_paused() {
         .expect("a consumer");
     consumer.pause();
     assert!(matches!(
-        next(&mut consumer).await,
+        next_event(&mut consumer).await,
         ConsumerEvent::Assigned(_)
     ));
-    // Meanwhile a member of another group joins and reads the record, so it was available.
-    let mut other = log
+    // A member of another group reads the record during the pause, so the record was available.
+    let mut other_group = log
         .consumer(&random_name("group"), &topic)
         .expect("a consumer");
     tokio::select! {
         biased;
         event = consumer.next() => panic!("delivered while paused: {event:?}"),
-        records = read(&mut other, 1) => assert_eq!(text(&records[0]), "one"),
+        records = read_records(&mut other_group, 1) => assert_eq!(value_text(&records[0]), "one"),
     }
-    other.close().await;
+    other_group.close().await;
     consumer.resume();
-    assert_eq!(text(&read(&mut consumer, 1).await[0]), "one");
+    assert_eq!(value_text(&read_records(&mut consumer, 1).await[0]), "one");
     consumer.close().await;
 }
 
@@ -371,9 +402,9 @@ async fn topics_created_concurrently_and_repeatedly_are_created_once() {
     let specs: Vec<TopicSpec> = (0..3)
         .map(|n| spec(&random_name(&format!("t{n}")), 3, 1))
         .collect();
-    let (one, other) = tokio::join!(log.ensure_topics(&specs), log.ensure_topics(&specs));
-    assert_eq!(one.expect("topics"), Vec::<String>::new());
-    assert_eq!(other.expect("topics"), Vec::<String>::new());
+    let (first, second) = tokio::join!(log.ensure_topics(&specs), log.ensure_topics(&specs));
+    assert_eq!(first.expect("topics"), Vec::<String>::new());
+    assert_eq!(second.expect("topics"), Vec::<String>::new());
     assert_eq!(
         log.ensure_topics(&specs).await.expect("topics"),
         Vec::<String>::new()
@@ -413,11 +444,11 @@ async fn topic_settings_that_endanger_records_cause_warnings() {
 
 /// Appends until the record is refused, and returns the reason.
 async fn append_until_refused(log: &KafkaLog, topic: &str) -> String {
-    let end = Instant::now() + TIMEOUT;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         match log.append(topic, record("k", "v")).await {
             Err(AppendError::Refused(reason)) => return reason,
-            other => assert!(other.is_err() && Instant::now() < end, "{other:?}"),
+            other => assert!(other.is_err() && Instant::now() < deadline, "{other:?}"),
         }
     }
 }
@@ -427,14 +458,14 @@ async fn append_to_a_topic_that_stays_missing_is_refused() {
     let mut broker = KafkaBroker::prepare("auto.create.topics.enable=false");
     broker.spawn_and_wait().await;
     let log = KafkaLog::connect(&broker.client_settings()).expect("valid settings");
-    let missing = random_name("missing");
-    let refused = append_until_refused(&log, &missing).await;
-    assert!(refused.contains(&missing), "{refused}");
+    let topic = random_name("missing");
+    let reason = append_until_refused(&log, &topic).await;
+    assert!(reason.contains(&topic), "{reason}");
     // Once the topic is created, the next record is accepted.
-    log.ensure_topics(&[spec(&missing, 1, 1)])
+    log.ensure_topics(&[spec(&topic, 1, 1)])
         .await
         .expect("topics");
-    log.append(&missing, record("k", "v"))
+    log.append(&topic, record("k", "v"))
         .await
         .expect("appended");
 }
@@ -448,11 +479,11 @@ async fn every_connection_to_a_cluster_has_the_same_cluster_id() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn contradicting_properties_are_named() {
-    let all = [
+    let properties = [
         ("session.timeout.ms", "9000"),
         ("max.poll.interval.ms", "8000"),
     ];
-    let refused = connect_shared(&all).consumer("group", "topic").err();
+    let refused = connect_shared(&properties).consumer("group", "topic").err();
     let Some(LogError::Configuration(reason)) = refused else {
         panic!("{refused:?}")
     };
@@ -485,16 +516,21 @@ async fn relay_lag_and_errors_are_counted_and_close_without_a_broker_is_bounded(
     let mut consumer = log
         .consumer("message-relay-group", &topic)
         .expect("a consumer");
-    let offset = read(&mut consumer, 5).await[1].offset;
+    let offset = read_records(&mut consumer, 5).await[1].offset;
     consumer.store_offset(0, offset + 1);
 
     let relay_lag =
         |lag: u32| format!("message_relay_kafka_lag{{topic=\"{topic}\",partition=\"0\"}} {lag}\n");
     let wait_for_metric = async |consumer: &mut Box<dyn Consumer>, wanted: &str| {
-        let end = Instant::now() + TIMEOUT;
+        let deadline = Instant::now() + TIMEOUT;
         while !rendered.render().contains(wanted) {
-            assert!(Instant::now() < end, "{wanted} in {}", rendered.render());
-            // Polling makes the consumer handle statistics; its events do not matter here.
+            assert!(
+                Instant::now() < deadline,
+                "{wanted} in {}",
+                rendered.render()
+            );
+            // The consumer processes its statistics only while it is polled. The events are
+            // ignored.
             let _ = timeout(Duration::from_millis(100), consumer.next()).await;
         }
     };
@@ -520,20 +556,20 @@ async fn relay_lag_and_errors_are_counted_and_close_without_a_broker_is_bounded(
     consumer.close().await;
     assert!(
         closing.elapsed() < Duration::from_secs(7),
-        "{:?}",
+        "close took {:?}",
         closing.elapsed()
     );
     broker.spawn_and_wait().await;
 
     // The lag of a partition that the process no longer owns is reported as 0.
-    let end = Instant::now() + TIMEOUT;
+    let deadline = Instant::now() + TIMEOUT;
     while !rendered.render().contains(&relay_lag(0)) {
-        assert!(Instant::now() < end, "{}", rendered.render());
+        assert!(Instant::now() < deadline, "{}", rendered.render());
         sleep(Duration::from_millis(100)).await;
     }
 }
 
-/// An idempotent producer that loses its sequence fails fatally. A mock cluster provokes that.
+/// A mock cluster refuses the request for a producer id, which is fatal for an idempotent producer.
 #[tokio::test(flavor = "multi_thread")]
 async fn fatally_failed_producer_is_recreated() {
     use rdkafka::mocking::MockCluster;

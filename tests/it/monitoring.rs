@@ -27,8 +27,8 @@ pub(crate) fn declared_metrics() -> Vec<&'static Metric> {
     chatmesh::app::METRICS.concat()
 }
 
-/// The name under which a metric is stored: a histogram is several series.
-fn stored_name(metric: &Metric) -> String {
+/// The name of a series of this metric in Prometheus, which stores a histogram as several series.
+fn series_name(metric: &Metric) -> String {
     let suffix = if metric.kind == MetricKind::Histogram {
         "_count"
     } else {
@@ -38,7 +38,7 @@ fn stored_name(metric: &Metric) -> String {
 }
 
 /// The declared metric that a name in a query refers to.
-fn metric_of<'a>(name: &str, metrics: &[&'a Metric]) -> Option<&'a Metric> {
+fn find_metric<'a>(name: &str, metrics: &[&'a Metric]) -> Option<&'a Metric> {
     let base = ["_bucket", "_sum", "_count"]
         .iter()
         .find_map(|suffix| name.strip_suffix(suffix));
@@ -50,7 +50,7 @@ fn metric_of<'a>(name: &str, metrics: &[&'a Metric]) -> Option<&'a Metric> {
 
 /// The names of chatmesh's metrics in a query.
 fn metric_names(query: &str) -> impl Iterator<Item = &str> {
-    const OURS: [&str; 5] = [
+    const PREFIXES: [&str; 5] = [
         "websocket_",
         "ai_consumer_",
         "message_relay_",
@@ -59,10 +59,10 @@ fn metric_names(query: &str) -> impl Iterator<Item = &str> {
     ];
     query
         .split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
-        .filter(|word| OURS.iter().any(|prefix| word.starts_with(prefix)))
+        .filter(|word| PREFIXES.iter().any(|prefix| word.starts_with(prefix)))
 }
 
-/// The dashboard's queries, with Grafana's variables as it would set them.
+/// The queries of the dashboard, with Grafana's variables replaced by values.
 fn dashboard_queries() -> Vec<String> {
     let dashboard: Value =
         serde_json::from_str(&read_shipped("grafana/dashboards/chatmesh.json")).unwrap();
@@ -108,27 +108,27 @@ fn rules_and_dashboard_use_every_declared_metric_and_no_other() {
     let metrics = declared_metrics();
     let mut texts = dashboard_queries();
     texts.push(read_shipped("prometheus/rules.yml"));
-    let mut seen = BTreeSet::new();
+    let mut used = BTreeSet::new();
     for text in &texts {
         for name in metric_names(text) {
             let metric =
-                metric_of(name, &metrics).unwrap_or_else(|| panic!("{name} is not declared"));
-            seen.insert(metric.name);
+                find_metric(name, &metrics).unwrap_or_else(|| panic!("{name} is not declared"));
+            used.insert(metric.name);
         }
     }
-    let unseen: Vec<_> = metrics
+    let unused: Vec<_> = metrics
         .iter()
-        .filter(|metric| !seen.contains(metric.name))
+        .filter(|metric| !used.contains(metric.name))
         .map(|metric| metric.name)
         .collect();
-    assert!(unseen.is_empty(), "in no rule and no panel: {unseen:?}");
+    assert!(unused.is_empty(), "in no rule and no panel: {unused:?}");
 }
 
 #[test]
 fn no_label_identifies_users_or_conversations() {
     for metric in declared_metrics() {
         for label in metric.labels {
-            let unbounded = [
+            let forbidden = [
                 "user",
                 "conversation",
                 "message_id",
@@ -136,7 +136,7 @@ fn no_label_identifies_users_or_conversations() {
                 "correlation",
             ];
             assert!(
-                !unbounded.iter().any(|word| label.contains(word)),
+                !forbidden.iter().any(|word| label.contains(word)),
                 "{} has the label {label}",
                 metric.name
             );
@@ -144,7 +144,7 @@ fn no_label_identifies_users_or_conversations() {
     }
 }
 
-/// A real Prometheus on the shipped configuration; killed when dropped.
+/// A real Prometheus with the shipped configuration; killed when dropped.
 struct Prometheus {
     port: u16,
     _dir: TempDir,
@@ -167,11 +167,13 @@ impl Prometheus {
             text = text.replace(name, &format!("127.0.0.1:{port}"));
         }
         // Shorter intervals, so that the test does not wait five seconds for each scrape.
-        let every = "scrape_interval: 5s\n  scrape_timeout: 4s\n  evaluation_interval: 15s";
-        assert!(text.contains(every), "{text}");
-        let often = "scrape_interval: 1s\n  scrape_timeout: 1s\n  evaluation_interval: 1s";
+        let shipped_intervals =
+            "scrape_interval: 5s\n  scrape_timeout: 4s\n  evaluation_interval: 15s";
+        assert!(text.contains(shipped_intervals), "{text}");
+        let short_intervals =
+            "scrape_interval: 1s\n  scrape_timeout: 1s\n  evaluation_interval: 1s";
         let config = dir.path().join("prometheus.yml");
-        std::fs::write(&config, text.replace(every, often)).unwrap();
+        std::fs::write(&config, text.replace(shipped_intervals, short_intervals)).unwrap();
         std::fs::write(
             dir.path().join("rules.yml"),
             read_shipped("prometheus/rules.yml"),
@@ -220,8 +222,8 @@ impl Prometheus {
         reply.json()["data"]["result"].as_array().unwrap().clone()
     }
 
-    async fn has_series_of(&self, metric: &Metric) -> bool {
-        !self.query(&stored_name(metric)).await.is_empty()
+    async fn has_series(&self, metric: &Metric) -> bool {
+        !self.query(&series_name(metric)).await.is_empty()
     }
 }
 
@@ -235,15 +237,15 @@ impl Drop for Prometheus {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn prometheus_scrapes_every_metric_and_answers_every_panel() {
     let mut stack = Stack::start().await;
-    let one = stack.gateway("server_1").start().await;
-    let two = stack.gateway("server_2").start().await;
+    let gateway_1 = stack.gateway("server_1").start().await;
+    let gateway_2 = stack.gateway("server_2").start().await;
     let worker = stack.worker("worker_1").start().await;
     let relay = stack.relay("relay_1").start().await;
-    let ports = [one.port(), two.port()];
+    let ports = [gateway_1.port(), gateway_2.port()];
     let prometheus = Prometheus::start(ports, worker.port(), relay.port()).await;
 
     // One call succeeds, one fails and is retried, one fails permanently.
-    let mut alice = ClassicClient::open(one.port(), "alice").await;
+    let mut alice = ClassicClient::open(gateway_1.port(), "alice").await;
     assert_eq!(alice.send_and_wait("hello").await["type"], "response");
     stack
         .model
@@ -253,28 +255,37 @@ async fn prometheus_scrapes_every_metric_and_answers_every_panel() {
         .model
         .queue_answer("never", Answer::error(400, "invalid_request", "not this"));
     assert_eq!(alice.send_and_wait("never").await["type"], "error");
-    // Errors of clients.
+    // The gateways refuse an invalid frame and a connection without a token.
     alice.send_text("not JSON").await;
     assert_eq!(alice.next_frame().await["type"], "error");
-    assert!(ClassicClient::connect(two.port(), "", "bob").await.is_err());
-    // Outages of Redis and Kafka.
+    assert!(
+        ClassicClient::connect(gateway_2.port(), "", "bob")
+            .await
+            .is_err()
+    );
+    // Redis and then Kafka is unavailable.
     stack.redis.kill();
     alice.send_message("redis is unavailable").await;
     alice.next_event(Duration::from_secs(10)).await;
     stack.redis.restart().await;
     stack.kafka.kill();
     wait_until("the gateway is not ready", TEST_TIMEOUT, || async {
-        !one.is_ready().await
+        !gateway_1.is_ready().await
     })
     .await;
     stack.kafka.spawn_and_wait().await;
     wait_until("the gateway is ready again", TEST_TIMEOUT, || {
-        one.is_ready()
+        gateway_1.is_ready()
     })
     .await;
     alice.close().await;
 
-    let targets = [one.port(), two.port(), worker.port(), relay.port()];
+    let targets = [
+        gateway_1.port(),
+        gateway_2.port(),
+        worker.port(),
+        relay.port(),
+    ];
     wait_until("all targets are up", TEST_TIMEOUT, || async {
         let data = prometheus.get("/api/v1/targets?state=active").await;
         let active = data["activeTargets"].as_array().unwrap();
@@ -282,10 +293,10 @@ async fn prometheus_scrapes_every_metric_and_answers_every_panel() {
     })
     .await;
 
-    let missing = || async {
+    let missing_metrics = || async {
         let mut missing = Vec::new();
         for metric in declared_metrics() {
-            if !prometheus.has_series_of(metric).await {
+            if !prometheus.has_series(metric).await {
                 missing.push(metric.name);
             }
         }
@@ -293,7 +304,7 @@ async fn prometheus_scrapes_every_metric_and_answers_every_panel() {
     };
     let deadline = tokio::time::Instant::now() + TEST_TIMEOUT;
     loop {
-        let missing = missing().await;
+        let missing = missing_metrics().await;
         if missing.is_empty() {
             break;
         }

@@ -16,7 +16,7 @@ use crate::support::v1::{Transcript, V1Client};
 use crate::support::{TEST_TIMEOUT, http, wait_until};
 
 const SHIPPED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/nginx.conf");
-/// A token that the logs must not contain.
+/// The token of all clients, which the logs must not contain.
 const TOKEN: &str = "very-secret-token";
 
 /// A running nginx; killed when dropped.
@@ -36,11 +36,11 @@ fn nginx_command() -> Command {
     })
 }
 
-/// Writes the shipped file with this test's addresses and folder; everything else is unchanged.
+/// Writes the shipped file with this test's addresses and folder, and otherwise unchanged.
 fn write_config(dir: &Path, port: u16, gateways: [u16; 2]) -> PathBuf {
     let mut text = std::fs::read_to_string(SHIPPED).unwrap();
     let folder = dir.display();
-    let changes = [
+    let replacements = [
         // Replaced first, because the folder itself may be below /tmp.
         (" /tmp/", format!(" {folder}/")),
         ("listen 8080 ", format!("listen 127.0.0.1:{port} ")),
@@ -49,7 +49,7 @@ fn write_config(dir: &Path, port: u16, gateways: [u16; 2]) -> PathBuf {
         ("/dev/stdout", format!("{folder}/access.log")),
         ("/dev/stderr", format!("{folder}/error.log")),
     ];
-    for (shipped, replacement) in changes {
+    for (shipped, replacement) in replacements {
         assert!(text.contains(shipped), "{shipped} is not in {SHIPPED}");
         text = text.replace(shipped, &replacement);
     }
@@ -64,22 +64,22 @@ impl Nginx {
         let dir = tempfile::tempdir().unwrap();
         let port = free_port();
         let file = write_config(dir.path(), port, gateways);
-        let with = |command: &mut Command| {
+        let add_arguments = |command: &mut Command| {
             command.arg("-p").arg(dir.path()).arg("-c").arg(&file);
             command.arg("-e").arg(dir.path().join("error.log"));
         };
         let mut check = nginx_command();
-        with(&mut check);
-        let checked = check
+        add_arguments(&mut check);
+        let output = check
             .arg("-t")
             .output()
             .expect("run nginx (tests/run installs it)");
-        let messages = String::from_utf8_lossy(&checked.stderr).into_owned();
-        assert!(checked.status.success(), "nginx -t: {messages}");
+        let messages = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "nginx -t: {messages}");
         assert!(!messages.contains("[warn]"), "nginx -t: {messages}");
 
         let mut run = nginx_command();
-        with(&mut run);
+        add_arguments(&mut run);
         let child = run
             .args(["-g", "daemon off;"])
             .stdin(Stdio::null())
@@ -149,17 +149,17 @@ async fn connection_count(gateway: &ChatmeshProcess) -> usize {
         .unwrap_or(0)
 }
 
-/// Number of `chatmesh.v1` clients that receive slow answers.
+/// Number of `chatmesh.v1` clients that `start_load` starts.
 const V1_CLIENTS: usize = 20;
-const IDS: [&str; 3] = ["1", "2", "3"];
+const MESSAGE_IDS: [&str; 3] = ["1", "2", "3"];
 
-/// Starts clients that each send three messages and reconnect until all are answered. Returns when
-/// half of the answers are in progress.
+/// Starts clients that each send three messages and reconnect until all are answered. Returns once
+/// the model has received half as many calls as there are clients.
 async fn start_load(stack: &Stack, nginx: &Nginx) -> Vec<JoinHandle<(V1Client, usize)>> {
     let prompt = |n: usize, id: &str| format!("load {n} {id}");
-    let mut load = Vec::new();
+    let mut clients = Vec::new();
     for n in 0..V1_CLIENTS {
-        let prompts = IDS.map(|id| prompt(n, id));
+        let prompts = MESSAGE_IDS.map(|id| prompt(n, id));
         for text in &prompts {
             let slow = Script::complete(&format!("answer to {text} in some words"));
             stack
@@ -170,42 +170,42 @@ async fn start_load(stack: &Stack, nginx: &Nginx) -> Vec<JoinHandle<(V1Client, u
         TOKEN.clone_into(&mut v1_client.token);
         v1_client.connect(nginx.port).await;
         let port = nginx.port;
-        load.push(tokio::spawn(async move {
-            // All are in one conversation, so that they are answered one after the other and some
-            // have not started when the gateway stops.
-            for (id, text) in IDS.iter().zip(&prompts) {
+        clients.push(tokio::spawn(async move {
+            // All messages are in one conversation, so they are answered one after the other, and
+            // some answers have not started when the gateway stops.
+            for (id, text) in MESSAGE_IDS.iter().zip(&prompts) {
                 v1_client.send_message(id, text).await;
             }
-            let mut closed = 0;
-            let all = |transcript: &Transcript| {
+            let mut close_count = 0;
+            let all_ended = |transcript: &Transcript| {
                 let ended = |id| transcript.get(id).is_some_and(|m| m.terminal.is_some());
-                IDS.into_iter().all(ended)
+                MESSAGE_IDS.into_iter().all(ended)
             };
-            if !v1_client.wait_for_or_close("all answers", all).await {
+            if !v1_client.wait_for_or_close("all answers", all_ended).await {
                 assert_eq!(v1_client.close_code, Some(1001), "{}", v1_client.user);
-                closed += 1;
+                close_count += 1;
                 let texts = prompts.iter().map(String::as_str);
-                let messages: Vec<(&str, &str)> = IDS.into_iter().zip(texts).collect();
+                let messages: Vec<(&str, &str)> = MESSAGE_IDS.into_iter().zip(texts).collect();
                 v1_client.reconnect_until_ended(&[port], &messages).await;
             }
-            (v1_client, closed)
+            (v1_client, close_count)
         }));
     }
     wait_until("answers are in progress", TEST_TIMEOUT, || async {
         stack.model.request_count() >= V1_CLIENTS / 2
     })
     .await;
-    load
+    clients
 }
 
 /// Asserts that every message has one complete answer and one model call, and that the clients of
 /// the stopped gateway reconnected.
-async fn assert_missed_nothing(stack: &Stack, load: Vec<JoinHandle<(V1Client, usize)>>) {
+async fn assert_all_answered_once(stack: &Stack, load: Vec<JoinHandle<(V1Client, usize)>>) {
     let mut reconnected = 0;
     for (n, task) in load.into_iter().enumerate() {
-        let (v1_client, closed) = task.await.unwrap();
-        reconnected += closed;
-        for id in IDS {
+        let (v1_client, close_count) = task.await.unwrap();
+        reconnected += close_count;
+        for id in MESSAGE_IDS {
             let message = v1_client.message(id);
             assert_eq!(
                 message.outcome_type(),
@@ -241,10 +241,11 @@ async fn assert_answered(client: &mut ClassicClient, text: &str) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_are_balanced_and_no_token_is_logged() {
-    // Half of them are `chatmesh.v1` connections, half are classic ones.
+    // Half of the connections use `chatmesh.v1`, the other half the classic protocol.
     const CONNECTIONS: usize = 1000;
-    // Opened concurrently, so that several nginx processes must share their counts.
-    const AT_ONCE: usize = 20;
+    // Several connections are opened at the same time, so that the processes of nginx must share
+    // their counts.
+    const CONCURRENT: usize = 20;
     let stack = Stack::start().await;
     let gateway_1 = stack.gateway("server_1").start().await;
     let gateway_2 = stack.gateway("server_2").start().await;
@@ -253,8 +254,8 @@ async fn connections_are_balanced_and_no_token_is_logged() {
     let nginx = Nginx::start([gateway_1.port(), gateway_2.port()]).await;
 
     let (mut clients, mut v1_clients) = (Vec::new(), Vec::new());
-    for first in (0..CONNECTIONS / 2).step_by(AT_ONCE) {
-        let numbers = first..(first + AT_ONCE).min(CONNECTIONS / 2);
+    for batch_start in (0..CONNECTIONS / 2).step_by(CONCURRENT) {
+        let numbers = batch_start..(batch_start + CONCURRENT).min(CONNECTIONS / 2);
         let classic = numbers.clone().map(|n| {
             let nginx = &nginx;
             async move { nginx.open(&format!("user{n}")).await }
@@ -271,12 +272,15 @@ async fn connections_are_balanced_and_no_token_is_logged() {
         });
         v1_clients.extend(futures_util::future::join_all(v1).await);
     }
-    let (on_1, on_2) = (
+    let (connections_1, connections_2) = (
         connection_count(&gateway_1).await,
         connection_count(&gateway_2).await,
     );
-    assert_eq!(on_1 + on_2, CONNECTIONS);
-    assert!(on_1.abs_diff(on_2) <= CONNECTIONS / 20, "{on_1} and {on_2}");
+    assert_eq!(connections_1 + connections_2, CONNECTIONS);
+    assert!(
+        connections_1.abs_diff(connections_2) <= CONNECTIONS / 20,
+        "{connections_1} and {connections_2}"
+    );
     let last = CONNECTIONS / 2 - 1;
     for n in [0, 1, last] {
         assert_answered(&mut clients[n], &format!("hello {n}")).await;
@@ -286,10 +290,10 @@ async fn connections_are_balanced_and_no_token_is_logged() {
         assert_eq!(answer["content"], format!("echo: hello device {n}"));
     }
     // Clients that sent nothing have received nothing: their first frame belongs to this message.
-    let quiet = last / 2;
-    assert_answered(&mut clients[quiet], "first message").await;
-    v1_clients[quiet].send_message("1", "first message").await;
-    let first_frame = v1_clients[quiet].next_frame().await;
+    let silent = last / 2;
+    assert_answered(&mut clients[silent], "first message").await;
+    v1_clients[silent].send_message("1", "first message").await;
+    let first_frame = v1_clients[silent].next_frame().await;
     assert_eq!(first_frame["id"], "1", "{first_frame}");
     assert_eq!(
         connection_count(&gateway_1).await + connection_count(&gateway_2).await,
@@ -312,20 +316,20 @@ async fn connections_are_balanced_and_no_token_is_logged() {
         let sockets = format!("ws://127.0.0.1:{}", nginx.port);
         assert!(policy.contains("default-src 'none'"), "{policy}");
         assert!(policy.contains(&sockets), "{policy}");
-        for once in ["x-content-type-options", "referrer-policy", "etag"] {
-            assert_eq!(file.headers.get_all(once).iter().count(), 1, "{once}");
+        for name in ["x-content-type-options", "referrer-policy", "etag"] {
+            assert_eq!(file.headers.get_all(name).iter().count(), 1, "{name}");
         }
         let etag = file.header("etag").unwrap();
-        let known = [("if-none-match", etag)];
-        let same = http::try_call(reqwest::Method::GET, &nginx.url(path), &known).await;
+        let if_none_match = [("if-none-match", etag)];
+        let cached = http::try_call(reqwest::Method::GET, &nginx.url(path), &if_none_match).await;
         assert_eq!(
-            same.unwrap().status,
+            cached.unwrap().status,
             304,
             "both gateways have the same etag"
         );
     }
-    for closed in ["/metrics", "/metrics/"] {
-        assert_eq!(http::get(&nginx.url(closed)).await.status, 404);
+    for path in ["/metrics", "/metrics/"] {
+        assert_eq!(http::get(&nginx.url(path)).await.status, 404);
     }
     let refused = ClassicClient::connect(nginx.port, "", "alice")
         .await
@@ -343,8 +347,8 @@ async fn connections_are_balanced_and_no_token_is_logged() {
 async fn clients_of_a_stopped_or_killed_gateway_reconnect_to_the_other_one() {
     const CONNECTIONS: usize = 40;
     let stack = Stack::start().await;
-    let first = stack.gateway("server_1");
-    let mut gateway_1 = first.start().await;
+    let gateway_1_spec = stack.gateway("server_1");
+    let mut gateway_1 = gateway_1_spec.start().await;
     let mut gateway_2 = stack.gateway("server_2").start().await;
     let _worker = stack.worker("worker_1").start().await;
     let _relay = stack.relay("relay_1").start().await;
@@ -371,17 +375,19 @@ async fn clients_of_a_stopped_or_killed_gateway_reconnect_to_the_other_one() {
         }
     }
     assert_eq!(closed_clients, CONNECTIONS / 2);
-    assert_missed_nothing(&stack, load).await;
+    assert_all_answered_once(&stack, load).await;
     for (n, client) in clients.iter_mut().enumerate() {
         assert_answered(client, &format!("after a stop {n}")).await;
     }
-    wait_until("all are on the second gateway", TEST_TIMEOUT, || async {
-        connection_count(&gateway_2).await == CONNECTIONS
-    })
+    wait_until(
+        "all clients are on the second gateway",
+        TEST_TIMEOUT,
+        || async { connection_count(&gateway_2).await == CONNECTIONS },
+    )
     .await;
 
     // All connections are on the second gateway, which is killed.
-    let gateway_1 = first.start().await;
+    let gateway_1 = gateway_1_spec.start().await;
     wait_until(
         "the first gateway accepts clients again",
         TEST_TIMEOUT,
@@ -400,21 +406,23 @@ async fn clients_of_a_stopped_or_killed_gateway_reconnect_to_the_other_one() {
     for (n, client) in clients.iter_mut().enumerate() {
         assert_answered(client, &format!("after a kill {n}")).await;
     }
-    wait_until("all are on the first gateway", TEST_TIMEOUT, || async {
-        connection_count(&gateway_1).await == CONNECTIONS
-    })
+    wait_until(
+        "all clients are on the first gateway",
+        TEST_TIMEOUT,
+        || async { connection_count(&gateway_1).await == CONNECTIONS },
+    )
     .await;
     // nginx logs a connection when it ends.
     for client in clients {
         client.close().await;
     }
-    let retried = format!(
+    let both_upstreams = format!(
         "127.0.0.1:{}, 127.0.0.1:{}",
         gateway_2.port(),
         gateway_1.port()
     );
     wait_until("nginx logs the second attempt", TEST_TIMEOUT, || async {
-        nginx.log("access.log").contains(&retried)
+        nginx.log("access.log").contains(&both_upstreams)
     })
     .await;
     nginx.assert_no_token_in_the_logs();
@@ -430,17 +438,17 @@ async fn chat_page_continues_an_answer_when_its_gateway_is_killed() {
     let nginx = Nginx::start([gateway_1.port(), gateway_2.port()]).await;
     let words: Vec<String> = (1..=150).map(|n| format!("word{n}")).collect();
     let text = words.join(" ");
-    let paced = Script::complete(&text).chunk_interval(Duration::from_millis(20));
-    stack.model.queue_answer("count", paced);
+    let slow_answer = Script::complete(&text).chunk_interval(Duration::from_millis(20));
+    stack.model.queue_answer("count", slow_answer);
 
     let browser = Browser::start().await;
     browser.open(&nginx.url("/")).await;
     let connected = "document.getElementById('connection').dataset.state === 'open'";
     browser.wait_for(connected).await;
     browser.write("#message-input", "count\u{e007}").await;
-    let answer = "(document.querySelector('.answer')?.innerText ?? '')";
+    let answer_text = "(document.querySelector('.answer')?.innerText ?? '')";
     browser
-        .wait_for(&format!("{answer}.includes('word10 ')"))
+        .wait_for(&format!("{answer_text}.includes('word10 ')"))
         .await;
     let active_gateway = if connection_count(&gateway_1).await == 1 {
         &mut gateway_1
@@ -450,16 +458,16 @@ async fn chat_page_continues_an_answer_when_its_gateway_is_killed() {
     assert_eq!(connection_count(active_gateway).await, 1);
     active_gateway.kill();
     browser
-        .wait_for(&format!("{answer}.includes('word150')"))
+        .wait_for(&format!("{answer_text}.includes('word150')"))
         .await;
     browser
         .wait_for("document.querySelector('.turn[aria-busy=false]')")
         .await;
     browser.wait_for(connected).await;
-    assert_eq!(browser.text(answer).await.trim(), text);
+    assert_eq!(browser.text(answer_text).await.trim(), text);
     assert_eq!(
         stack.model.request_count_for("count"),
         1,
-        "the model was called once"
+        "the model must be called once"
     );
 }

@@ -1,5 +1,5 @@
-//! Property tests of the parsers of untrusted input: none panics, and every accepted value is valid.
-//! They use the functions of the fuzz targets.
+//! Property tests of the parsers of untrusted input: none panics, and every accepted value is
+//! valid. They use the functions of the fuzz targets.
 
 use chatmesh::config::settings::Network;
 use chatmesh::protocol::ids::UserId;
@@ -120,7 +120,7 @@ fn any_bytes() -> impl Strategy<Value = Vec<u8>> {
         prop::collection::vec(any::<u8>(), 0..200),
         any_text().prop_map(String::into_bytes),
         record_like_json().prop_map(String::into_bytes),
-        // Truncated, or with one byte changed.
+        // A record that is truncated or has one changed byte.
         (
             record_like_json(),
             any::<prop::sample::Index>(),
@@ -139,19 +139,19 @@ fn any_bytes() -> impl Strategy<Value = Vec<u8>> {
     ]
 }
 
-/// Input of `targets::records`: flags, then value, key and headers.
+/// Input of `targets::records`: flags, then value, key and headers, separated by the byte 0xff.
 fn record_input() -> impl Strategy<Value = Vec<u8>> {
     (
         any::<u8>(),
         any_bytes(),
         prop::collection::vec(any_bytes(), 0..6),
     )
-        .prop_map(|(flags, value, others)| {
+        .prop_map(|(flags, value, key_and_headers)| {
             let mut bytes = vec![flags];
             bytes.extend(value);
-            for other in others {
+            for part in key_and_headers {
                 bytes.push(0xff);
-                bytes.extend(other);
+                bytes.extend(part);
             }
             bytes
         })
@@ -202,7 +202,7 @@ proptest! {
     }
 }
 
-/// The seeds include the inputs with which the fuzzer has found faults.
+/// The seeds include the inputs with which the fuzzer has found bugs.
 #[test]
 fn fuzz_targets_accept_their_seeds() {
     type Target = fn(&[u8]);

@@ -7,8 +7,8 @@ use super::support::model::{Answer, ScriptedModel};
 use super::support::process::ProcessSpec;
 use super::support::{TEST_TIMEOUT, http, kafka_address, redis_url, unique_name, wait_until};
 
-/// A role on the shared services, with topics of its own.
-fn role(spec: ProcessSpec) -> ProcessSpec {
+/// The specification of a role with the shared services and with topics of its own.
+fn with_shared_services(spec: ProcessSpec) -> ProcessSpec {
     let topic = unique_name("smoke");
     spec.env("KAFKA_BOOTSTRAP_SERVERS", &kafka_address())
         .env("REDIS_URL", &redis_url())
@@ -140,11 +140,11 @@ fn flag_overrides_environment_and_environment_overrides_file() {
         let line = out
             .lines()
             .find(|line| line.contains(key))
-            .expect("its line");
-        let has = line
+            .expect("a line of this key");
+        let has_value = line
             .split(|c: char| !c.is_ascii_alphanumeric())
             .any(|word| word == value);
-        assert!(has, "{line}");
+        assert!(has_value, "{line}");
     }
 }
 
@@ -197,22 +197,22 @@ async fn assert_starts_and_stops(name: &str, spec: ProcessSpec) {
     }
     process.drain().await;
     let (code, _, _) = check.run();
-    assert_eq!(code, Some(1), "the process has ended");
+    assert_eq!(code, Some(1), "the check of a stopped process must fail");
 }
 
 #[tokio::test]
 async fn gateway_starts_becomes_ready_and_drains_on_sigterm() {
-    assert_starts_and_stops("gateway", role(ProcessSpec::gateway())).await;
+    assert_starts_and_stops("gateway", with_shared_services(ProcessSpec::gateway())).await;
 }
 
 #[tokio::test]
 async fn worker_starts_becomes_ready_and_drains_on_sigterm() {
-    assert_starts_and_stops("ai-worker", role(ProcessSpec::ai_worker())).await;
+    assert_starts_and_stops("ai-worker", with_shared_services(ProcessSpec::ai_worker())).await;
 }
 
 #[tokio::test]
 async fn relay_starts_becomes_ready_and_drains_on_sigterm() {
-    assert_starts_and_stops("relay", role(ProcessSpec::relay())).await;
+    assert_starts_and_stops("relay", with_shared_services(ProcessSpec::relay())).await;
 }
 
 #[tokio::test]
@@ -250,7 +250,7 @@ async fn second_signal_ends_a_drain_at_once() {
 async fn second_process_on_a_data_directory_is_refused() {
     let first = ProcessSpec::durable();
     let data = first.dir().join("data");
-    let running = first.start().await;
+    let first_process = first.start().await;
     let port = super::support::process::free_port().to_string();
     let data = data.display().to_string();
     let second = ProcessSpec::new(&["all-in-one", "--port", &port, "--data-dir", &data]);
@@ -258,6 +258,12 @@ async fn second_process_on_a_data_directory_is_refused() {
     let status = second.wait_exit(TEST_TIMEOUT).await;
     assert!(!status.success());
     let log = second.log();
-    assert!(log.contains(&data), "the folder is not named in:\n{log}");
-    assert!(running.is_ready().await, "the first process is affected");
+    assert!(
+        log.contains(&data),
+        "the error must name the folder:\n{log}"
+    );
+    assert!(
+        first_process.is_ready().await,
+        "the first process must stay ready"
+    );
 }

@@ -16,24 +16,27 @@ use crate::support::stack::Stack;
 use crate::support::v1::V1Client;
 use crate::support::{TEST_TIMEOUT, http, wait_until};
 
-const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
-const CLIENT: &str = "b7ad6b7169203331";
+/// The trace and the span of the client that sends the message.
+const TRACE_ID: &str = "0af7651916cd43dd8448eb211c80319c";
+const CLIENT_SPAN_ID: &str = "b7ad6b7169203331";
 const USER: &str = "secretive-alice";
 const PROMPT: &str = "a confidential question";
 
-/// The client's trace context; `flags` tells whether it is sampled.
+/// The client's trace context; `flags` is `01` if the trace is sampled, and `00` if it is not.
 fn traceparent(flags: &str) -> String {
-    format!("00-{TRACE}-{CLIENT}-{flags}")
+    format!("00-{TRACE_ID}-{CLIENT_SPAN_ID}-{flags}")
 }
 
-fn trace_of(frame: &Value) -> &str {
+/// The trace id in the trace context of a frame.
+fn trace_id(frame: &Value) -> &str {
     let field = frame["traceparent"].as_str();
     let field = field.unwrap_or_else(|| panic!("no traceparent: {frame}"));
     assert_eq!(field.len(), 55, "{field}");
     &field[3..35]
 }
 
-fn traced(spec: ProcessSpec, collector: &TraceCollector) -> ProcessSpec {
+/// Configures the export of spans to the collector.
+fn with_traces(spec: ProcessSpec, collector: &TraceCollector) -> ProcessSpec {
     spec.env("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.endpoint())
         .env("OTEL_EXPORTER_OTLP_HEADERS", "x-key=a%20key")
         .env("LOG_FORMAT", "json")
@@ -56,10 +59,10 @@ async fn send_traced_message(port: u16, model: &ScriptedModel) -> Value {
     answer
 }
 
-/// A span of the trace: its service, name, kind, and the name of its parent.
-type Step = (&'static str, &'static str, i32, &'static str);
+/// A span of the trace: the role that exports it, its name, its kind, and the name of its parent.
+type ExpectedSpan = (&'static str, &'static str, i32, &'static str);
 
-const STEPS: [Step; 17] = [
+const EXPECTED_SPANS: [ExpectedSpan; 17] = [
     ("gateway", "receive message", 2, "client"),
     ("gateway", "admit", 1, "receive message"),
     ("gateway", "send incoming_messages", 4, "receive message"),
@@ -107,36 +110,39 @@ const STEPS: [Step; 17] = [
 /// Waits until the trace is complete and asserts that each span has its parent.
 async fn wait_for_complete_trace(
     collector: &TraceCollector,
-    services: fn(&str) -> String,
+    service_name: fn(&str) -> String,
 ) -> Vec<Span> {
-    let steps = STEPS.len();
-    let what = format!("{steps} spans");
-    wait_until(&what, TEST_TIMEOUT, || async {
-        let spans = collector.trace_spans(TRACE);
-        assert!(spans.len() <= steps, "more spans than expected: {spans:#?}");
-        spans.len() == steps
+    let span_count = EXPECTED_SPANS.len();
+    let description = format!("{span_count} spans");
+    wait_until(&description, TEST_TIMEOUT, || async {
+        let spans = collector.trace_spans(TRACE_ID);
+        assert!(
+            spans.len() <= span_count,
+            "more spans than expected: {spans:#?}"
+        );
+        spans.len() == span_count
     })
     .await;
-    let spans = collector.trace_spans(TRACE);
+    let spans = collector.trace_spans(TRACE_ID);
     let name_of = |id: &str| match spans.iter().find(|span| span.id == id) {
         Some(span) => span.name.as_str(),
-        None if id == CLIENT => "client",
+        None if id == CLIENT_SPAN_ID => "client",
         None => "unknown",
     };
-    let mut seen: Vec<(String, &str, i32, &str)> = spans
+    let mut actual: Vec<(String, &str, i32, &str)> = spans
         .iter()
         .map(|span| {
             let parent = name_of(&span.parent_id);
             (span.service.clone(), span.name.as_str(), span.kind, parent)
         })
         .collect();
-    let mut expected: Vec<(String, &str, i32, &str)> = STEPS
+    let mut expected: Vec<(String, &str, i32, &str)> = EXPECTED_SPANS
         .iter()
-        .map(|(service, name, kind, parent)| (services(service), *name, *kind, *parent))
+        .map(|(role, name, kind, parent)| (service_name(role), *name, *kind, *parent))
         .collect();
-    seen.sort_unstable();
+    actual.sort_unstable();
     expected.sort_unstable();
-    assert_eq!(seen, expected);
+    assert_eq!(actual, expected);
     spans
 }
 
@@ -151,8 +157,8 @@ fn assert_span_contents(spans: &[Span], answer: &Value) {
             assert_eq!(span.trace_state, "vendor=x", "{span:?}");
         }
         let text = format!("{span:?}");
-        for hidden in [USER, PROMPT, "hidden-conversation", "sk-test", "any-token"] {
-            assert!(!text.contains(hidden), "{hidden} in {span:?}");
+        for private in [USER, PROMPT, "hidden-conversation", "sk-test", "any-token"] {
+            assert!(!text.contains(private), "{private} in {span:?}");
         }
     }
     let mut calls: Vec<&Span> = spans
@@ -173,8 +179,8 @@ fn assert_span_contents(spans: &[Span], answer: &Value) {
     );
     let failed = spans.iter().filter(|span| span.failed);
     assert_eq!(failed.count(), 1, "only the first call failed");
-    let named = |name: &str| spans.iter().find(|span| span.name == name).unwrap();
-    let received = named("receive message");
+    let span_named = |name: &str| spans.iter().find(|span| span.name == name).unwrap();
+    let received = span_named("receive message");
     assert_eq!(
         received.attributes["messaging.message.id"],
         answer["message_id"]
@@ -183,8 +189,8 @@ fn assert_span_contents(spans: &[Span], answer: &Value) {
         received.attributes["correlation_id"],
         answer["correlation_id"]
     );
-    // The path of the message, in order.
-    let mut before = 0;
+    // The spans along the path of the message start in this order.
+    let mut previous_start = 0;
     for name in [
         "receive message",
         "send incoming_messages",
@@ -194,24 +200,27 @@ fn assert_span_contents(spans: &[Span], answer: &Value) {
         "publish",
         "deliver to socket",
     ] {
-        let start = named(name).start_ns;
-        assert!(start >= before, "{name} started too early");
-        before = start;
+        let start = span_named(name).start_ns;
+        assert!(start >= previous_start, "{name} started too early");
+        previous_start = start;
     }
-    let waits = named("log wait incoming_messages");
-    assert_eq!(waits.end_ns, named("process incoming_messages").start_ns);
+    let log_wait = span_named("log wait incoming_messages");
+    assert_eq!(
+        log_wait.end_ns,
+        span_named("process incoming_messages").start_ns
+    );
     // The frame that the client receives names the span that published it.
-    let publish = &named("publish").id;
-    assert_eq!(answer["traceparent"], format!("00-{TRACE}-{publish}-01"));
+    let publish = &span_named("publish").id;
+    assert_eq!(answer["traceparent"], format!("00-{TRACE_ID}-{publish}-01"));
 }
 
 async fn assert_logs_trace_id(process: &ChatmeshProcess, text: &str) {
-    process.wait_for_log(TRACE, TEST_TIMEOUT).await;
+    process.wait_for_log(TRACE_ID, TEST_TIMEOUT).await;
     let log = process.log();
     let line = log.lines().find(|line| line.contains(text));
     let line = line.unwrap_or_else(|| panic!("{text} is not logged: {log}"));
     let line: Value = serde_json::from_str(line).unwrap();
-    assert_eq!(line["trace_id"], TRACE, "{line}");
+    assert_eq!(line["trace_id"], TRACE_ID, "{line}");
     assert!(line["correlation_id"].is_string(), "{line}");
 }
 
@@ -219,11 +228,17 @@ async fn assert_logs_trace_id(process: &ChatmeshProcess, text: &str) {
 async fn one_trace_covers_a_message_over_three_processes() {
     let collector = TraceCollector::start().await;
     let stack = Stack::start().await;
-    let gateway = traced(stack.gateway("server_1"), &collector).start().await;
-    let worker = traced(stack.worker("worker_1"), &collector).start().await;
-    let relay = traced(stack.relay("relay_1"), &collector).start().await;
+    let gateway = with_traces(stack.gateway("server_1"), &collector)
+        .start()
+        .await;
+    let worker = with_traces(stack.worker("worker_1"), &collector)
+        .start()
+        .await;
+    let relay = with_traces(stack.relay("relay_1"), &collector)
+        .start()
+        .await;
     let answer = send_traced_message(gateway.port(), &stack.model).await;
-    assert_eq!(trace_of(&answer), TRACE);
+    assert_eq!(trace_id(&answer), TRACE_ID);
     let spans = wait_for_complete_trace(&collector, |role| format!("chatmesh-{role}")).await;
     assert_span_contents(&spans, &answer);
     assert_eq!(collector.header("x-key").as_deref(), Some("a key"));
@@ -242,7 +257,7 @@ async fn one_trace_covers_a_message_over_three_processes() {
 async fn all_in_one_exports_the_same_trace_and_no_unsampled_one() {
     let collector = TraceCollector::start().await;
     let model = ScriptedModel::start().await;
-    let mut process = traced(ProcessSpec::ephemeral(), &collector)
+    let mut process = with_traces(ProcessSpec::ephemeral(), &collector)
         .env("OPENAI_BASE_URL", &model.base_url())
         .env("OPENAI_TIMEOUT_MS", "20000")
         .env("OTEL_SERVICE_NAME", "my chat")
@@ -254,26 +269,26 @@ async fn all_in_one_exports_the_same_trace_and_no_unsampled_one() {
     assert_logs_trace_id(&process, "message accepted").await;
 
     let mut device = V1Client::open(process.port(), "bob").await;
-    let other = "11111111111111111111111111111111";
-    let unsampled = format!("00-{other}-{CLIENT}-00");
+    let unsampled_trace = "11111111111111111111111111111111";
+    let unsampled = format!("00-{unsampled_trace}-{CLIENT_SPAN_ID}-00");
     let frame = json!({"type": "message", "id": "1", "content": "x", "traceparent": unsampled});
     device.send_message_frame(&frame).await;
     let answer = device.wait_for_terminal_frame("1").await;
-    assert_eq!(trace_of(&answer), other);
+    assert_eq!(trace_id(&answer), unsampled_trace);
     assert!(answer["traceparent"].as_str().unwrap().ends_with("-00"));
     // An invalid trace context is ignored, and the gateway starts a trace.
     let frame = json!({"type": "message", "id": "2", "content": "y", "traceparent": 7});
     device.send_message_frame(&frame).await;
     let answer = device.wait_for_terminal_frame("2").await;
-    let own = trace_of(&answer).to_owned();
-    assert!(own != other && own != TRACE);
+    let new_trace = trace_id(&answer).to_owned();
+    assert!(new_trace != unsampled_trace && new_trace != TRACE_ID);
     // A drain exports the queued spans.
     process.drain().await;
-    let spans = collector.trace_spans(&own);
+    let spans = collector.trace_spans(&new_trace);
     let root = spans.iter().find(|span| span.parent_id.is_empty()).unwrap();
     assert_eq!(root.name, "receive message");
     assert!(spans.iter().any(|span| span.name == "deliver to socket"));
-    assert!(collector.trace_spans(other).is_empty());
+    assert!(collector.trace_spans(unsampled_trace).is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -281,8 +296,8 @@ async fn trace_context_is_propagated_when_traces_are_off() {
     let process = ProcessSpec::ephemeral().start().await;
     let mut device = V1Client::new(USER);
     let path = format!("/ws?token=t&userid={USER}");
-    let ours = traceparent("01");
-    let headers = [("traceparent", ours.as_str())];
+    let context = traceparent("01");
+    let headers = [("traceparent", context.as_str())];
     device
         .upgrade(process.port(), &path, &headers)
         .await
@@ -290,9 +305,9 @@ async fn trace_context_is_propagated_when_traces_are_off() {
     device.wait_for_type("welcome").await;
     assert_eq!(
         device.send_and_wait("1", "hello").await["traceparent"],
-        ours
+        context
     );
-    // A client without a trace context gets none back; neither does a classic client.
+    // A client that sends no trace context receives none, and a classic client never receives one.
     let mut other = V1Client::open(process.port(), "bob").await;
     assert_eq!(
         other.send_and_wait("1", "hello").await.get("traceparent"),
@@ -309,10 +324,11 @@ async fn trace_context_is_propagated_when_traces_are_off() {
     assert!(metrics.contains("chatmesh_trace_spans_exported_total 0"));
 }
 
-/// Asserts that messages are answered and the process drains within the usual time.
+/// Asserts that messages are answered and the process drains within the usual time, although no
+/// span is exported. `after_first_answer` waits until an export has failed or hangs.
 async fn assert_answers_and_drains(
     endpoint: &str,
-    while_waiting: impl AsyncFnOnce(&ChatmeshProcess),
+    after_first_answer: impl AsyncFnOnce(&ChatmeshProcess),
 ) {
     let _machine = reserve_machine().await;
     let mut process = ProcessSpec::ephemeral()
@@ -322,14 +338,17 @@ async fn assert_answers_and_drains(
         .await;
     let mut device = V1Client::open(process.port(), USER).await;
     assert_eq!(device.send_and_wait("0", "first").await["type"], "response");
-    while_waiting(&process).await;
+    after_first_answer(&process).await;
     let start = Instant::now();
     for n in 1..=20 {
         let answer = device.send_and_wait(&n.to_string(), "hello").await;
         assert_eq!(answer["type"], "response");
     }
-    let took = start.elapsed();
-    assert!(took < Duration::from_secs(15), "20 answers took {took:?}");
+    let duration = start.elapsed();
+    assert!(
+        duration < Duration::from_secs(15),
+        "20 answers took {duration:?}"
+    );
     device.drop_connection();
     process.terminate();
     let status = process.wait_exit(Duration::from_secs(12)).await;
@@ -346,7 +365,11 @@ async fn hanging_collector_delays_neither_answers_nor_drain() {
         .await;
     })
     .await;
-    assert_eq!(collector.request_count(), 1, "one at a time");
+    assert_eq!(
+        collector.request_count(),
+        1,
+        "only one export may run at a time"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -354,10 +377,10 @@ async fn spans_dropped_without_a_collector_are_counted_and_logged_once() {
     let missing_collector = format!("http://127.0.0.1:{}", free_port());
     assert_answers_and_drains(&missing_collector, async |process| {
         let url = process.url("/metrics");
-        let lost = r#"chatmesh_trace_spans_dropped_total{reason="export_failed"}"#;
+        let dropped_spans = r#"chatmesh_trace_spans_dropped_total{reason="export_failed"}"#;
         wait_until("the loss is counted", TEST_TIMEOUT, || async {
             let metrics = http::get(&url).await.body;
-            let line = metrics.lines().find(|line| line.starts_with(lost));
+            let line = metrics.lines().find(|line| line.starts_with(dropped_spans));
             line.is_some_and(|line| !line.ends_with(" 0"))
         })
         .await;

@@ -45,6 +45,7 @@ pub(super) struct FaultInjector<'a> {
     pub(super) rng: StdRng,
     pub(super) plan: FaultPlan,
     injected: Vec<InjectedFault>,
+    /// The current number of partitions of each topic.
     pub(super) partitions: usize,
     /// The faults that may have caused further model calls.
     pub(super) costly_faults: Vec<CostlyFault>,

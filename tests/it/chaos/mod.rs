@@ -59,10 +59,10 @@ async fn short_chaos_run_loses_nothing_duplicates_nothing_and_keeps_the_order() 
 async fn long_chaos_run_loses_nothing_duplicates_nothing_and_keeps_the_order() {
     let users =
         usize::try_from(number_or_default("CHATMESH_CHAOS_USERS", 200)).expect("a number of users");
-    let classic = number_or_default("CHATMESH_CHAOS_CLASSIC", users as u64 / 8);
+    let classic_users = number_or_default("CHATMESH_CHAOS_CLASSIC", users as u64 / 8);
     let size = LoadSize {
         users,
-        classic_users: usize::try_from(classic).expect("a number of users"),
+        classic_users: usize::try_from(classic_users).expect("a number of users"),
         pace: Duration::from_millis(number_or_default("CHATMESH_CHAOS_PACE_MS", 3000)),
     };
     let random = uuid::Uuid::new_v4().as_u128() as u64 % 1_000_000;
