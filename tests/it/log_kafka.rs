@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use chatmesh::log::kafka::KafkaLog;
-use chatmesh::log::{AppendError, Consumer, ConsumerEvent, Log, LogError, TopicSpec};
+use chatmesh::log::{AppendError, Assignment, Consumer, ConsumerEvent, Log, LogError, TopicSpec};
 use chatmesh::protocol::log_record::{NewRecord, Record};
 use tokio::time::{Instant, sleep, timeout};
 
@@ -72,6 +72,14 @@ async fn next(consumer: &mut Box<dyn Consumer>) -> ConsumerEvent {
         .expect("an event in time")
 }
 
+/// The assignments of the next event. Panics if it is another event.
+async fn next_assignments(consumer: &mut Box<dyn Consumer>) -> Vec<Assignment> {
+    match next_event(consumer).await {
+        ConsumerEvent::Assigned(assignments) => assignments,
+        event => panic!("not an assignment: {event:?}"),
+    }
+}
+
 /// Polls until `count` records were delivered.
 async fn read(consumer: &mut Box<dyn Consumer>, count: usize) -> Vec<Record> {
     let mut records = Vec::new();
@@ -81,6 +89,17 @@ async fn read(consumer: &mut Box<dyn Consumer>, count: usize) -> Vec<Record> {
         }
     }
     records
+}
+
+/// The value of the next record.
+async fn next_value(consumer: &mut Box<dyn Consumer>) -> String {
+    value_text(&read_records(consumer, 1).await[0])
+}
+
+/// Creates a consumer in a group of its own.
+fn create_consumer(log: &KafkaLog, topic: &str) -> Box<dyn Consumer> {
+    let consumer = log.consumer(&random_name("group"), topic);
+    consumer.expect("a consumer")
 }
 
 /// Appends a record, and retries while the outcome is unknown, as callers do.
@@ -104,9 +123,7 @@ async fn log_connects_when_kafka_starts_later() {
     let started = Instant::now();
     let log = KafkaLog::connect(&broker.client_settings()).expect("valid settings");
     let topic = random_name("late");
-    let mut consumer = log
-        .consumer(&random_name("group"), &topic)
-        .expect("a consumer");
+    let mut consumer = create_consumer(&log, &topic);
     assert!(
         started.elapsed() < Duration::from_secs(1),
         "connecting must not block"
@@ -118,22 +135,19 @@ async fn log_connects_when_kafka_starts_later() {
         matches!(refused, Err(LogError::Unavailable(_))),
         "{refused:?}"
     );
-    let appended = tokio::select! {
+    let early = tokio::select! {
         biased;
         event = consumer.next() => panic!("without a broker: {event:?}"),
         result = log.append(&topic, record("k", "early")) => result,
     };
-    assert!(
-        matches!(appended, Err(AppendError::Unknown(_))),
-        "{appended:?}"
-    );
+    assert!(matches!(early, Err(AppendError::Unknown(_))), "{early:?}");
 
     broker.spawn_and_wait().await;
     log.ensure_topics(&[spec(&topic, 2, 1)])
         .await
         .expect("topics");
     append(&log, &topic, record("k", "late")).await;
-    assert_eq!(value_text(&read_records(&mut consumer, 1).await[0]), "late");
+    assert_eq!(next_value(&mut consumer).await, "late");
     assert!(log.check().await.is_ok());
     consumer.close().await;
 }
@@ -170,14 +184,9 @@ async fn killed_broker_neither_loses_nor_duplicates_appends() {
         "records must have the order of the calls"
     );
 
-    let mut consumer = log
-        .consumer(&random_name("group"), &topic)
-        .expect("a consumer");
-    let values: Vec<String> = read_records(&mut consumer, 3000)
-        .await
-        .iter()
-        .map(value_text)
-        .collect();
+    let mut consumer = create_consumer(&log, &topic);
+    let records = read_records(&mut consumer, 3000).await;
+    let values: Vec<String> = records.iter().map(value_text).collect();
     let expected: Vec<String> = (0..3000).map(|n| n.to_string()).collect();
     assert_eq!(
         values, expected,
@@ -192,14 +201,9 @@ async fn broker_that_hangs_past_every_timeout_loses_nothing() {
     let broker = KafkaBroker::start().await;
     let log = KafkaLog::connect(&broker.client_settings()).expect("valid settings");
     let topic = create_topic(&log, 1).await;
-    let mut consumer = log
-        .consumer(&random_name("group"), &topic)
-        .expect("a consumer");
+    let mut consumer = create_consumer(&log, &topic);
     append(&log, &topic, record("k", "before")).await;
-    assert_eq!(
-        value_text(&read_records(&mut consumer, 1).await[0]),
-        "before"
-    );
+    assert_eq!(next_value(&mut consumer).await, "before");
 
     broker.pause();
     let paused_at = Instant::now();
@@ -220,10 +224,7 @@ async fn broker_that_hangs_past_every_timeout_loses_nothing() {
     );
     // Longer than the consumer's session and than any time limit of the log.
     while paused_at.elapsed() < Duration::from_secs(15) {
-        assert!(
-            log.check().await.is_err(),
-            "a check must fail while the broker hangs"
-        );
+        assert!(log.check().await.is_err(), "a check must fail");
     }
     broker.resume();
 
@@ -249,11 +250,7 @@ async fn consumer_that_stops_polling_is_revoked_and_rejoins() {
     let topic = create_topic(&log, 2).await;
     let group = random_name("group");
     let mut consumer = log.consumer(&group, &topic).expect("a consumer");
-    let event = next_event(&mut consumer).await;
-    assert!(
-        matches!(&event, ConsumerEvent::Assigned(assignments) if assignments.len() == 2),
-        "{event:?}"
-    );
+    assert_eq!(next_assignments(&mut consumer).await.len(), 2);
     // Nothing calls `next`, so the group removes this member.
     let deadline = Instant::now() + TIMEOUT;
     while log
@@ -263,36 +260,27 @@ async fn consumer_that_stops_polling_is_revoked_and_rejoins() {
         .members
         > 0
     {
-        assert!(
-            Instant::now() < deadline,
-            "the group must remove a member that does not poll"
-        );
+        assert!(Instant::now() < deadline, "the member must be removed");
         sleep(Duration::from_millis(100)).await;
     }
     // The partitions are revoked, but this member has not received the event yet.
     consumer.store_offset(0, 7);
     let event = next_event(&mut consumer).await;
+    let ConsumerEvent::Revoked(partitions) = event else {
+        panic!("not a revocation: {event:?}")
+    };
+    assert_eq!(partitions.len(), 2);
+    let assignments = next_assignments(&mut consumer).await;
+    assert_eq!(assignments.len(), 2);
+    let mut commits = assignments
+        .iter()
+        .map(|assignment| assignment.committed_offset);
     assert!(
-        matches!(&event, ConsumerEvent::Revoked(partitions) if partitions.len() == 2),
-        "{event:?}"
+        commits.all(|offset| offset.is_none()),
+        "an offset stored after the revocation was committed: {assignments:?}"
     );
-    match next_event(&mut consumer).await {
-        ConsumerEvent::Assigned(assignments) => {
-            assert_eq!(assignments.len(), 2);
-            assert!(
-                assignments
-                    .iter()
-                    .all(|assignment| assignment.committed_offset.is_none()),
-                "an offset stored after the revocation was committed: {assignments:?}"
-            );
-        }
-        event => panic!("{event:?}"),
-    }
     append(&log, &topic, record("k", "again")).await;
-    assert_eq!(
-        value_text(&read_records(&mut consumer, 1).await[0]),
-        "again"
-    );
+    assert_eq!(next_value(&mut consumer).await, "again");
     consumer.close().await;
 }
 
@@ -302,9 +290,7 @@ fn apply_rebalance(owned: &mut BTreeSet<i32>, event: ConsumerEvent) {
         ConsumerEvent::Assigned(assignments) => {
             owned.extend(assignments.iter().map(|assignment| assignment.partition));
         }
-        ConsumerEvent::Revoked(partitions) => {
-            owned.retain(|partition| !partitions.contains(partition));
-        }
+        ConsumerEvent::Revoked(revoked) => owned.retain(|number| !revoked.contains(number)),
         ConsumerEvent::Record(record) => panic!("{record:?}"),
     }
 }
@@ -338,26 +324,19 @@ async fn partitions_assigned_while_paused_are_paused() {
     let log = connect_shared(&[]);
     let topic = create_topic(&log, 2).await;
     append(&log, &topic, record("k", "one")).await;
-    let mut consumer = log
-        .consumer(&random_name("group"), &topic)
-        .expect("a consumer");
+    let mut consumer = create_consumer(&log, &topic);
     consumer.pause();
-    assert!(matches!(
-        next_event(&mut consumer).await,
-        ConsumerEvent::Assigned(_)
-    ));
+    next_assignments(&mut consumer).await;
     // A member of another group reads the record during the pause, so the record was available.
-    let mut other_group = log
-        .consumer(&random_name("group"), &topic)
-        .expect("a consumer");
+    let mut other_group = create_consumer(&log, &topic);
     tokio::select! {
         biased;
         event = consumer.next() => panic!("delivered while paused: {event:?}"),
-        records = read_records(&mut other_group, 1) => assert_eq!(value_text(&records[0]), "one"),
+        value = next_value(&mut other_group) => assert_eq!(value, "one"),
     }
     other_group.close().await;
     consumer.resume();
-    assert_eq!(value_text(&read_records(&mut consumer, 1).await[0]), "one");
+    assert_eq!(next_value(&mut consumer).await, "one");
     consumer.close().await;
 }
 
@@ -521,14 +500,10 @@ async fn relay_lag_and_errors_are_counted_and_close_without_a_broker_is_bounded(
 
     let relay_lag =
         |lag: u32| format!("message_relay_kafka_lag{{topic=\"{topic}\",partition=\"0\"}} {lag}\n");
-    let wait_for_metric = async |consumer: &mut Box<dyn Consumer>, wanted: &str| {
+    let wait_for_metric = async |consumer: &mut Box<dyn Consumer>, text: &str| {
         let deadline = Instant::now() + TIMEOUT;
-        while !rendered.render().contains(wanted) {
-            assert!(
-                Instant::now() < deadline,
-                "{wanted} in {}",
-                rendered.render()
-            );
+        while !rendered.render().contains(text) {
+            assert!(Instant::now() < deadline, "{text} in {}", rendered.render());
             // The consumer processes its statistics only while it is polled. The events are
             // ignored.
             let _ = timeout(Duration::from_millis(100), consumer.next()).await;
