@@ -224,8 +224,8 @@ async fn too_little_free_space_refuses_new_messages_only() {
     assert!(text.contains("MIN_FREE_DISK"), "{text}");
 }
 
-/// The child process that `kill_9_loses_no_acknowledged_record_and_reuses_no_offset` starts and
-/// kills. Without its environment variable, this test does nothing.
+/// Runs in the child process that `kill_9_loses_no_acknowledged_record_and_reuses_no_offset` starts
+/// and kills. Without the environment variable of that process, this test does nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn child_process_works_until_killed() {
     let Ok(dir) = std::env::var("CHATMESH_TEST_LOG_CHILD") else {

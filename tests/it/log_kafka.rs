@@ -222,7 +222,7 @@ async fn broker_that_hangs_past_every_timeout_loses_nothing() {
         paused_at.elapsed() < Duration::from_secs(14),
         "an append must end after 10 seconds"
     );
-    // Longer than the consumer's session and than any time limit of the log.
+    // The outage is longer than the consumer's session and than every time limit of the log.
     while paused_at.elapsed() < Duration::from_secs(15) {
         assert!(log.check().await.is_err(), "a check must fail");
     }
@@ -395,7 +395,7 @@ async fn topic_settings_that_endanger_records_cause_warnings() {
     let mut broker = KafkaBroker::prepare("num.partitions=1");
     broker.spawn_and_wait().await;
     let log = KafkaLog::connect(&broker.client_settings()).expect("valid settings");
-    // Created by the broker itself, with its default settings.
+    // This append makes the broker create the topic, with its default settings.
     let topic = random_name("plain");
     append(&log, &topic, record("k", "v")).await;
     let warnings = log

@@ -166,7 +166,7 @@ impl Prometheus {
             assert!(text.contains(name), "{name} is not scraped");
             text = text.replace(name, &format!("127.0.0.1:{port}"));
         }
-        // Shorter intervals, so that the test does not wait five seconds for each scrape.
+        // The intervals are shortened, so that the test does not wait five seconds for each scrape.
         let shipped_intervals =
             "scrape_interval: 5s\n  scrape_timeout: 4s\n  evaluation_interval: 15s";
         assert!(text.contains(shipped_intervals), "{text}");
@@ -263,7 +263,7 @@ async fn prometheus_scrapes_every_metric_and_answers_every_panel() {
             .await
             .is_err()
     );
-    // Redis and then Kafka is unavailable.
+    // Redis is unavailable for a while, and then Kafka.
     stack.redis.kill();
     alice.send_message("redis is unavailable").await;
     alice.next_event(Duration::from_secs(10)).await;

@@ -41,7 +41,7 @@ fn write_config(dir: &Path, port: u16, gateways: [u16; 2]) -> PathBuf {
     let mut text = std::fs::read_to_string(SHIPPED).unwrap();
     let folder = dir.display();
     let replacements = [
-        // Replaced first, because the folder itself may be below /tmp.
+        // This is replaced first, because the folder itself may be below /tmp.
         (" /tmp/", format!(" {folder}/")),
         ("listen 8080 ", format!("listen 127.0.0.1:{port} ")),
         ("gateway-1:8000", format!("127.0.0.1:{}", gateways[0])),

@@ -152,7 +152,7 @@ fn assert_span_contents(spans: &[Span], answer: &Value) {
     assert_eq!(ids.len(), spans.len());
     for span in spans {
         assert!(span.start_ns <= span.end_ns, "{span:?}");
-        // A frame carries no `tracestate`.
+        // This span continues the trace of the published frame, which has no `tracestate`.
         if span.name != "deliver to socket" {
             assert_eq!(span.trace_state, "vendor=x", "{span:?}");
         }

@@ -59,7 +59,7 @@ async fn process_without_descriptors_waits_and_serves_open_connections() {
     let unaccepted = TcpStream::connect(("127.0.0.1", process.port())).await;
     let failures_before = process.log().matches(ACCEPT_FAILURE).count();
     let cpu_before = cpu_time(process.pid());
-    // A measurement over a fixed time: the accept loop must neither spin nor flood the log.
+    // The test measures over a fixed time that the accept loop neither spins nor floods the log.
     sleep(Duration::from_secs(3)).await;
     let cpu_used = cpu_time(process.pid()) - cpu_before;
     assert!(

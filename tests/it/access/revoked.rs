@@ -105,7 +105,7 @@ pub(super) async fn each_refusal_has_its_code_on_both_protocols(system: &AccessS
         .to_owned()
         + ".";
     let unsigned = {
-        // {"alg":"none"}
+        // The first part of the token decodes to `{"alg":"none"}`.
         let claims = sign_claims(&valid_claims)
             .split('.')
             .nth(1)

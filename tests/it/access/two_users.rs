@@ -116,7 +116,7 @@ async fn attack(system: &AccessSystem, alice: &Alice, user: &str) {
 struct Alice {
     user: String,
     token: String,
-    /// Part of each of her texts.
+    /// A word that each of Alice's texts contains.
     mark: String,
     /// The `message_id` of the message that is being answered.
     in_progress: String,

@@ -104,7 +104,8 @@ impl FaultInjector<'_> {
                         .expect("a worker has this proxy")
                         .set_mode(ProxyMode::Disconnect);
                 }
-                // Shorter than the worker's retries, which wait 1 s and 2 s between three attempts.
+                // The outage is shorter than the worker's retries, which wait 1 s and 2 s between
+                // three attempts.
                 sleep(duration / 4).await;
                 self.fleet.restore_links();
                 self.record_cost(FaultCost::Model, &ALL_WORKERS, from);

@@ -361,7 +361,7 @@ impl Reads for FakeFanout {
             number: SequenceNumber::new("x", 1),
             end,
             recovered,
-            // Small pages, so that the tests cover paging.
+            // Pages are small, so that the tests cover paging.
             has_more: frames.len() > 2,
             frames: frames.into_iter().take(2).collect(),
             rebuilt_up_to: mailbox.rebuilt.clone(),

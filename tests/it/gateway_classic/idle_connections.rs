@@ -113,9 +113,9 @@ async fn oversized_head_is_refused() {
 #[tokio::test]
 async fn oversized_frame_and_oversized_fragmented_message_are_refused() {
     let gateway = start(settings()).await;
-    // The header of a masked text frame of 2^62 bytes, without its payload.
+    // This header announces a masked text frame of 2^62 bytes. The payload is not sent.
     let oversized_header = [0x81, 0xff, 0x40, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3, 4];
-    // Two fragments of 60,000 bytes, together above the limit.
+    // These two fragments of 60,000 bytes are together above the limit.
     let mut fragment = vec![0x01, 0xfe, 0xea, 0x60, 0, 0, 0, 0];
     fragment.extend(std::iter::repeat_n(b'x', 60_000));
     let mut continuation = fragment.clone();

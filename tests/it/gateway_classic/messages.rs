@@ -192,7 +192,8 @@ async fn client_that_answers_no_ping_is_closed() {
         ..settings()
     })
     .await;
-    // The client library sends pongs while reading, and this client does not read until the end.
+    // The client library sends pongs only while it reads, and this client reads only after the
+    // gateway has closed the connection.
     let mut silent = gateway.connect("silent").await;
     while gateway.health().await["total_connections"] != 0 {}
     assert_eq!(silent.close_code().await, 4408);
@@ -277,7 +278,7 @@ async fn drain_does_not_wait_for_messages_that_were_never_appended() {
     first.send_message("admitted, and not acknowledged").await;
     gateway.log.records(1).await;
     assert_eq!(first.next_json().await["code"], "unavailable");
-    // For the second connection, the message is pending.
+    // A second connection finds the message pending.
     let mut second = gateway.connect("alice").await;
     let drain_start = std::time::Instant::now();
     gateway.drain.cancel();

@@ -33,7 +33,7 @@ async fn reconnecting_at_any_point_gives_the_same_transcript() {
         reconnect_at_cut(&mut device).await;
         let terminal_frame = device.wait_for_terminal_frame("a1").await;
         assert_eq!(terminal_frame["content"], "one two three four");
-        // Resuming from the end delivers nothing.
+        // Resuming from the last position delivers no frame.
         device.drop_connection();
         let welcome = device.connect(gateway.port).await;
         assert_eq!(welcome["recovered"], true);

@@ -144,7 +144,8 @@ async fn no_message_is_lost_when_buffers_are_released_between_and_within_frames(
         let text = json!({"type": "message", "id": format!("a{n}"), "content": content});
         let text = text.to_string();
         let (head, tail) = text.split_at(n * text.len() / 20);
-        // Two fragments with a ping between them, and a pause wherever buffers could be released.
+        // Sends two fragments with a ping between them, and pauses wherever the gateway could
+        // release buffers.
         client.write_frame(0x01, head).await;
         tokio::time::sleep(pause).await;
         client.write_frame(0x89, "are you there").await;

@@ -218,7 +218,7 @@ async fn cancel_reports_its_result() {
     let result = device.wait_for_type("cancel_result").await;
     assert_eq!(result["result"], "unknown");
     assert_eq!(result["message_id"], "no-such-message");
-    // A cancel directly after its message does not overtake it.
+    // A cancel that is sent directly after its message does not overtake the message.
     device.send_message("a3", "x").await;
     device.cancel("a3").await;
     assert_eq!(
