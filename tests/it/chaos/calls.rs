@@ -165,7 +165,7 @@ pub(super) fn check_model_calls(
                 })
         });
         let after_lost_outcome = calls.iter().filter(|call| {
-            let struck_after_outcome = |fault: &&CostlyFault, delay_ms: i64| {
+            let is_between_outcome_and_call = |fault: &&CostlyFault, delay_ms: i64| {
                 clock.to_ms(fault.until) + delay_ms >= ended_ms
                     && clock.to_ms(fault.from) <= call.received_ms
             };
@@ -184,7 +184,7 @@ pub(super) fn check_model_calls(
                 let reassignments = costly_faults.iter().filter(reassigns);
                 reassignments
                     .filter(is_simultaneous)
-                    .any(|fault| struck_after_outcome(&fault, MAX_REASSIGNMENT_DELAY_MS))
+                    .any(|fault| is_between_outcome_and_call(&fault, MAX_REASSIGNMENT_DELAY_MS))
             };
             // A client that does not know the outcome yet may send its message again. The second
             // record may wait in its lane behind the first one and be read after the outcome is
@@ -195,7 +195,7 @@ pub(super) fn check_model_calls(
             let was_read_again = |data_loss: &CostlyFault| was_resent || was_reassigned(data_loss);
             call.received_ms > ended_ms
                 && data_losses.any(|data_loss| {
-                    struck_after_outcome(&data_loss, 0) && was_read_again(data_loss)
+                    is_between_outcome_and_call(&data_loss, 0) && was_read_again(data_loss)
                 })
         });
         let (additional, after_model_fault) = (calls.len() - 1, after_model_fault.count());
