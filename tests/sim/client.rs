@@ -17,8 +17,8 @@ pub(crate) enum ServerFrame {
     },
     Snapshot(Message, u8, Vec<u8>),
     Live(Frame),
-    /// The stored terminal frame of a message that the client sent again.
-    ResentOutcome(Message, Outcome),
+    /// The terminal frame of a message that the client sent again.
+    ResendReply(Message, Outcome),
 }
 
 /// The state of the gateway's subscription for this socket.
@@ -34,7 +34,7 @@ enum Subscription {
     },
 }
 
-/// How the client learnt the outcome of a message.
+/// The outcome of a message as the client knows it, and where the client has it from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum KnownOutcome {
     Unknown,
@@ -51,17 +51,17 @@ struct Text {
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Client {
-    // The gateway's side.
+    // The gateway's state of the connection.
     subscription: Subscription,
     is_welcomed: bool,
     /// The position up to which the gateway has sent terminal frames.
     sent_up_to: Option<Position>,
-    /// A position up to which the client has received everything although `sent_up_to` is lower: the
-    /// mailbox was rebuilt and its positions began again.
+    /// A position up to which the client has received everything although `sent_up_to` is lower:
+    /// the mailbox was rebuilt and its positions began again.
     received_before: Option<Position>,
     feed: Vec<PublishedFrame>,
     socket: Vec<ServerFrame>,
-    // The client's side.
+    // The client's own state.
     position: Option<Position>,
     outcomes: Vec<KnownOutcome>,
     texts: Vec<Text>,
@@ -172,21 +172,20 @@ impl Client {
         is_covered(offset, self.sent_up_to) || is_covered(offset, self.received_before)
     }
 
-    /// The client sent a message again whose outcome was already delivered. If the client has not
-    /// received it yet, the next read sends it.
-    pub(crate) fn resend_outcome(&mut self, message: Message, offset: Offset, outcome: Outcome) {
+    /// Answers a resent message whose outcome was already delivered. If the client has not received
+    /// the terminal frame yet, the next read of the mailbox sends it.
+    pub(crate) fn send_resend_reply(&mut self, message: Message, offset: Offset, outcome: Outcome) {
         if self.is_disconnected() {
             return;
         }
         if self.has_received(offset) {
-            self.socket
-                .push(ServerFrame::ResentOutcome(message, outcome));
+            self.socket.push(ServerFrame::ResendReply(message, outcome));
         } else {
             self.require_read();
         }
     }
 
-    /// The gateway reads the mailbox and sends what the client has not received.
+    /// The gateway reads the mailbox and sends the frames that the client has not received.
     pub(crate) fn read(&mut self, shared: &mut SharedState) {
         let view = shared.read(self.sent_up_to);
         if view.recovered {
@@ -286,9 +285,11 @@ impl Client {
                 self.texts[usize::from(message)] = Text { attempt, pieces };
                 self.check_single_call(message)
             }
-            ServerFrame::ResentOutcome(message, outcome) => match self.known_outcome(message) {
+            ServerFrame::ResendReply(message, outcome) => match self.known_outcome(message) {
                 Some(known) if known == outcome => Ok(()),
-                known => Err(format!("sent again as {outcome:?}, known as {known:?}")),
+                known => Err(format!(
+                    "the resend reply has {outcome:?}, and the client knows {known:?}"
+                )),
             },
             ServerFrame::Live(Frame::Accepted(_)) => Ok(()),
             ServerFrame::Live(Frame::Restarted(message, attempt)) => {
@@ -352,7 +353,7 @@ impl Client {
         }
         if is_covered(offset, self.position) {
             return Err(format!(
-                "a frame at {offset}, and the position is {:?}",
+                "received a frame at {offset}, and the position is already {:?}",
                 self.position
             ));
         }

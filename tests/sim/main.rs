@@ -1,5 +1,6 @@
-//! Deterministic simulation: a reference model of docs/consistency.md that is searched exhaustively,
-//! and the real implementations compared with it. docs/reliability.md says what is covered.
+//! Deterministic simulation: a reference model of docs/consistency.md that is searched
+//! exhaustively, and the real implementations compared with it. docs/reliability.md says what is
+//! covered.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -1,5 +1,5 @@
-//! The scenarios S1 to S15 of docs/consistency.md. The model takes exactly their steps, then any steps
-//! until it reaches a final state, which is checked as in a search.
+//! The scenarios S1 to S15 of docs/consistency.md. The model takes exactly their steps, then any
+//! steps until it reaches a final state, which is checked as in a search.
 
 use crate::model::Fault::{
     self, Cancel, CrashRelay, CrashWorker, DropSocket, DuplicateCall, EmptyRedis, LosePublish,
@@ -40,7 +40,7 @@ fn start(messages: usize) -> Model {
         max_faults: 10,
         faults: FAULTS,
         prefix: &[],
-        left_out: None,
+        omitted_rule: None,
     });
     apply(
         &mut model,
@@ -71,12 +71,12 @@ fn send(model: &mut Model, message: u8) {
     apply(model, &[&[Send(0, message)][..], &gateway].concat());
 }
 
-/// Takes the record and begins it.
+/// The worker takes the record and calls `begin`.
 fn begin_record(model: &mut Model, worker: usize, record: usize) {
     apply(model, &[Worker(worker, record); 2]);
 }
 
-/// What the first worker does with the first record.
+/// The first worker's task for the first record.
 fn first_task(model: &Model) -> Option<RecordTask> {
     model.workers[0].tasks[0]
 }
@@ -132,7 +132,7 @@ fn scenario_1_duplicate_deliver_before_the_rewind_returns_lost() {
     assert_eq!(
         model.mailbox_end(),
         None,
-        "record 1 was delivered without record 0"
+        "expected no delivery of record 1 without record 0"
     );
     assert!(!matches!(model.position(), Some(Position::At(_))));
     apply(&mut model, &[NoticeDisruption(0)]);
@@ -191,7 +191,7 @@ fn scenario_4_text_restarts_under_the_same_attempt_after_data_loss() {
     );
     begin_record(&mut model, 0, 0);
     let attempt = first_task(&model).map(|task| task.attempt);
-    assert_eq!(attempt, Some(1), "the same attempt number again");
+    assert_eq!(attempt, Some(1), "expected the same attempt number again");
     apply(&mut model, &[Read, Worker(0, 0)]);
     drain_client(&mut model);
     assert_eq!(model.client.text(0), [2]);
@@ -216,7 +216,7 @@ fn scenario_5_stale_duplicate_of_a_fenced_workers_text_is_rejected() {
             Step::Fault(RollBackRedis, 0),
         ],
     );
-    // The worker is fenced by the rolled back state, and begins again.
+    // The state after the rollback fences the worker, which begins again.
     apply(&mut model, &[Worker(0, 0)]);
     assert_eq!(
         first_task(&model).map(|task| task.stage),
@@ -229,7 +229,7 @@ fn scenario_5_stale_duplicate_of_a_fenced_workers_text_is_rejected() {
     assert_eq!(
         in_flight.map(|in_flight| in_flight.text.len()),
         Some(0),
-        "the stale duplicate was accepted"
+        "expected the stale duplicate to be refused"
     );
     run_to_end(model);
 }
@@ -353,7 +353,7 @@ fn scenario_11_other_counter_with_the_same_number_triggers_a_read() {
         apply(&mut model, &[Worker(0, 0)]);
     }
     assert_ne!(model.shared.counter_id, before.0);
-    // Also a gateway that did not notice the broken subscription must read.
+    // A gateway that did not notice the broken subscription must read, too.
     assert!(model.client.needs_read());
     run_to_end(model);
 }
@@ -361,57 +361,57 @@ fn scenario_11_other_counter_with_the_same_number_triggers_a_read() {
 #[test]
 fn user_moved_to_another_partition_receives_no_frame_twice() {
     let mut shared = SharedState::new(&[0; 3], 200, None);
-    let end = crate::reference::Outcome {
+    let outcome = crate::reference::Outcome {
         call: 1,
         pieces: 1,
         kind: OutcomeKind::Answered,
     };
-    let (old, new) = (5, crate::reference::PARTITION_SIZE);
-    for (message, at) in [(0, old), (1, new)] {
-        let delivered = shared.deliver(message, at, None, end, false);
+    let (old_offset, new_offset) = (5, crate::reference::PARTITION_SIZE);
+    for (message, offset) in [(0, old_offset), (1, new_offset)] {
+        let delivered = shared.deliver(message, offset, None, outcome, false);
         assert_eq!(delivered, DeliverResponse::Published);
     }
     // A relay is assigned the old partition and rewinds it, and then a late record of it follows.
     shared.published.clear();
     assert_eq!(
-        shared.deliver(0, old, None, end, true),
+        shared.deliver(0, old_offset, None, outcome, true),
         DeliverResponse::AlreadyDelivered
     );
     assert!(shared.published.is_empty());
-    let late = shared.deliver(2, old + 1, Some(old), end, false);
+    let late = shared.deliver(2, old_offset + 1, Some(old_offset), outcome, false);
     assert_eq!(
         late,
         DeliverResponse::Published,
-        "the late record is not lost"
+        "expected the late record to be delivered"
     );
-    assert!(!shared.read(Some(Position::At(new))).recovered);
-    let next = shared.deliver(1, new, Some(new), end, true);
-    assert_eq!(next, DeliverResponse::AlreadyDelivered);
+    assert!(!shared.read(Some(Position::At(new_offset))).recovered);
+    let repeated = shared.deliver(1, new_offset, Some(new_offset), outcome, true);
+    assert_eq!(repeated, DeliverResponse::AlreadyDelivered);
 }
 
 #[test]
 fn scenario_12_mailbox_rebuilt_from_the_middle_does_not_serve_earlier_positions() {
     let mut shared = SharedState::new(&[0; 3], 200, None);
-    let end = crate::reference::Outcome {
+    let outcome = crate::reference::Outcome {
         call: 1,
         pieces: 1,
         kind: OutcomeKind::Answered,
     };
     assert_eq!(
-        shared.deliver(1, 5, None, end, false),
+        shared.deliver(1, 5, None, outcome, false),
         DeliverResponse::Published
     );
     assert_eq!(
-        shared.deliver(2, 6, Some(5), end, false),
+        shared.deliver(2, 6, Some(5), outcome, false),
         DeliverResponse::Published
     );
     assert!(!shared.read(Some(Position::At(4))).recovered);
     let view = shared.read(Some(Position::At(5)));
     assert!(view.recovered);
-    assert_eq!(view.frames, [(6, 2, end)]);
+    assert_eq!(view.frames, [(6, 2, outcome)]);
     assert!(
         !shared.read(Some(Position::At(7))).recovered,
-        "a position beyond the end"
+        "expected no recovery from a position beyond the end"
     );
 }
 
@@ -437,15 +437,15 @@ fn scenario_13_resumed_worker_gets_the_other_workers_outcome() {
     let stored = model.shared.messages[0].outcome;
     // The first worker resumes with its complete answer.
     apply(&mut model, &[Worker(0, 0)]);
-    let Some(StoredOutcome::Outcome(end, _)) = stored else {
-        panic!("no outcome")
+    let Some(StoredOutcome::Outcome(outcome, _)) = stored else {
+        panic!("expected a stored outcome, got {stored:?}")
     };
     assert_eq!(
         first_task(&model).map(|task| task.stage),
-        Some(Stage::Produce(end))
+        Some(Stage::Produce(outcome))
     );
     let model = run_to_end(model);
-    assert_eq!(model.client.known_outcome(0), Some(end));
+    assert_eq!(model.client.known_outcome(0), Some(outcome));
 }
 
 #[test]
@@ -471,7 +471,7 @@ fn scenario_14_cancel_works_at_every_stage() {
         apply(&mut model, &[Step::Fault(Cancel, 0)]);
         let model = run_to_end(model);
         assert_eq!(
-            model.client.known_outcome(0).map(|end| end.kind),
+            model.client.known_outcome(0).map(|outcome| outcome.kind),
             Some(kind),
             "{steps} steps"
         );
@@ -491,7 +491,7 @@ fn scenario_15_message_admitted_by_two_gateways_is_answered_once() {
             Step::Gateway(1),
         ],
     );
-    assert_eq!(model.messages, [0, 0], "the log has two records");
+    assert_eq!(model.messages, [0, 0], "expected two records in the log");
     let model = run_to_end(model);
     assert_eq!(model.calls_by_message, [1]);
     // The worker of the second record may produce the outcome again; it must be the same.

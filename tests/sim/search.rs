@@ -78,14 +78,16 @@ type Parents = HashMap<u64, (u64, Step), BuildHasherDefault<FoldHasher>>;
 /// Visits all reachable states, up to the first violation.
 pub(crate) fn search(bounds: &SearchBounds) -> SearchReport {
     let started = Instant::now();
-    let mut first = Model::new(bounds);
+    let mut initial = Model::new(bounds);
     for step in bounds.prefix {
-        first.apply(*step).expect("a prefix without a violation");
+        initial
+            .apply(*step)
+            .expect("the prefix causes no violation");
     }
-    let root = hash(&first);
+    let root = hash(&initial);
     let mut parents = Parents::default();
     parents.insert(root, (root, Step::Connect));
-    let mut level = vec![(root, first)];
+    let mut level = vec![(root, initial)];
     let mut report = SearchReport {
         states: 1,
         steps: 0,

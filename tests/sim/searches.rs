@@ -1,5 +1,5 @@
-//! The searches of the default run. Each visits everything that its faults can cause, in every order.
-//! `SIM_FAULTS` (default 2) and `SIM_PIECES` (default 2) make them deeper.
+//! The searches of the default run. Each visits everything that its faults can cause, in every
+//! order. `SIM_FAULTS` (default 2) and `SIM_PIECES` (default 2) make them deeper.
 
 use crate::model::Fault::{
     self, Cancel, CrashGateway, CrashRelay, CrashWorker, DropSocket, DuplicateCall, EmptyRedis,
@@ -23,7 +23,7 @@ fn from_start(faults: &'static [(Fault, u8)]) -> SearchBounds {
         max_faults: max_faults(),
         faults,
         prefix: &[],
-        left_out: None,
+        omitted_rule: None,
     }
 }
 
@@ -73,8 +73,8 @@ const ANSWERS_IN_LOG: &[Step] = &[
 /// Two messages are in the log, and the client has received no frame about them.
 const TWO_MESSAGES_IN_LOG: &[Step] = ANSWERS_IN_LOG.split_at(13).0;
 
-/// A worker has begun and crashed, and its lease has expired; after a snapshot of Redis another one has
-/// begun.
+/// A worker has begun and crashed, and its lease has expired; after a snapshot of Redis another one
+/// has begun.
 const LEASE_TAKEN_OVER: &[Step] = &[
     Step::Connect,
     Step::Read,
@@ -276,7 +276,7 @@ fn leaving_out_any_rule_causes_a_violation() {
     let mut not_needed = Vec::new();
     for (rule, bounds) in rules {
         let bounds = SearchBounds {
-            left_out: Some(*rule),
+            omitted_rule: Some(*rule),
             ..bounds.clone()
         };
         let report = search(&bounds);

@@ -42,8 +42,8 @@ enum Tail {
 fn content(store: &Store) -> Content {
     let mut content = Content::new();
     for (number, table) in TABLES.into_iter().enumerate() {
-        let all = store.scan(table, b"", &[0xff; 64], usize::MAX, false);
-        for (key, value) in all.unwrap() {
+        let entries = store.scan(table, b"", &[0xff; 64], usize::MAX, false);
+        for (key, value) in entries.unwrap() {
             content.insert((number, key), value);
         }
     }
@@ -54,14 +54,14 @@ fn journals(dir: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(dir.join("tables")).unwrap();
     let paths = entries.map(|entry| entry.unwrap().path());
     paths
-        .filter(|path| path.extension().is_some_and(|it| it == "jnl"))
+        .filter(|path| path.extension().is_some_and(|extension| extension == "jnl"))
         .collect()
 }
 
 fn journal(dir: &Path) -> PathBuf {
-    let mut all = journals(dir);
-    assert_eq!(all.len(), 1, "the work is too much for one journal");
-    all.remove(0)
+    let mut journals = journals(dir);
+    assert_eq!(journals.len(), 1, "expected all batches in one journal");
+    journals.remove(0)
 }
 
 /// The offset at which the written part of the journal ends. `from` is an offset before that.
@@ -70,8 +70,8 @@ fn written_end(journal: &Path, from: u64) -> u64 {
     file.seek(SeekFrom::Start(from)).unwrap();
     let mut bytes = Vec::new();
     file.take(512 << 10).read_to_end(&mut bytes).unwrap();
-    let last = bytes.iter().rposition(|byte| *byte != 0);
-    from + last.map_or(0, |last| last as u64 + 1)
+    let last_nonzero = bytes.iter().rposition(|byte| *byte != 0);
+    from + last_nonzero.map_or(0, |index| index as u64 + 1)
 }
 
 /// Copies the files of a store, with the journal only up to `cut`.
@@ -82,7 +82,7 @@ fn copy(from: &Path, to: &Path, cut: u64, tail: Tail) {
         let target = to.join(path.file_name().unwrap());
         if path.is_dir() {
             copy(&path, &target, cut, tail);
-        } else if path.extension().is_some_and(|it| it == "jnl") {
+        } else if path.extension().is_some_and(|extension| extension == "jnl") {
             let file = File::open(&path).unwrap();
             let length = file.metadata().unwrap().len();
             let mut bytes = Vec::new();
@@ -122,30 +122,30 @@ fn batch(number: u8) -> Batch {
 
 #[test]
 fn journal_cut_anywhere_keeps_every_complete_batch_before_the_cut() {
-    let begun = Instant::now();
+    let started = Instant::now();
     let dir = TempDir::new().unwrap();
-    let mut points = Vec::new();
+    let mut states = Vec::new();
     let store = Store::open(dir.path(), 0).unwrap();
     let journal = journal(dir.path());
-    points.push(JournalState {
+    states.push(JournalState {
         end: written_end(&journal, 0),
         content: content(&store),
     });
     for number in 0..6 {
         let ticket = store.commit(batch(number)).unwrap();
         store.wait_durable_blocking(ticket).unwrap();
-        // An acknowledged batch is in the file.
-        points.push(JournalState {
-            end: written_end(&journal, points[points.len() - 1].end),
+        // The batch is acknowledged, so the file must contain it.
+        states.push(JournalState {
+            end: written_end(&journal, states[states.len() - 1].end),
             content: content(&store),
         });
     }
     let mut opened = 0;
-    for pair in points.windows(2) {
+    for pair in states.windows(2) {
         let (before, after) = (&pair[0], &pair[1]);
         assert!(
             after.end > before.end,
-            "an acknowledged batch is not in the journal"
+            "expected an acknowledged batch in the journal"
         );
         let length = after.end - before.end;
         let mut cuts = vec![1, 13, length / 2, length - 1, length];
@@ -168,8 +168,7 @@ fn journal_cut_anywhere_keeps_every_complete_batch_before_the_cut() {
                     "cut at {cut}, {tail:?}: other content"
                 );
                 if index % 4 == 0 {
-                    // The store continues: a batch committed after the cut is there after the next
-                    // start.
+                    // The store must still accept a batch and have it after the next start.
                     let ticket = store.commit(batch(200)).unwrap();
                     store.wait_durable_blocking(ticket).unwrap();
                     let expected = content(&store);
@@ -177,7 +176,7 @@ fn journal_cut_anywhere_keeps_every_complete_batch_before_the_cut() {
                     let store = Store::open(copied.path(), 0).unwrap();
                     assert!(
                         content(&store) == expected,
-                        "cut at {cut}, {tail:?}, and going on"
+                        "cut at {cut}, {tail:?}: other content after another batch and a restart"
                     );
                     opened += 1;
                 }
@@ -187,7 +186,7 @@ fn journal_cut_anywhere_keeps_every_complete_batch_before_the_cut() {
     drop(store);
     eprintln!(
         "{opened} cut journals opened in {:.1} s",
-        begun.elapsed().as_secs_f64()
+        started.elapsed().as_secs_f64()
     );
 }
 
@@ -213,38 +212,43 @@ fn record(number: usize) -> NewRecord {
 /// Reads the first `expected` records with a new group.
 async fn read(log: &EmbeddedLog, expected: usize) -> Vec<(i64, String)> {
     let mut consumer = log.consumer("reads", "t").unwrap();
-    let mut read = Vec::new();
-    while read.len() < expected {
+    let mut records = Vec::new();
+    while records.len() < expected {
         let event = tokio::time::timeout(Duration::from_secs(10), consumer.next()).await;
-        if let ConsumerEvent::Record(record) = event.expect("a record that was acknowledged") {
+        if let ConsumerEvent::Record(record) =
+            event.expect("an acknowledged record within 10 seconds")
+        {
             let value = String::from_utf8(record.value.to_vec()).unwrap();
-            read.push((record.offset, value));
+            records.push((record.offset, value));
         }
     }
-    read
+    records
 }
 
 #[tokio::test]
 async fn log_cut_anywhere_keeps_every_acknowledged_record_once_and_in_order() {
-    let begun = Instant::now();
+    let started = Instant::now();
     let dir = TempDir::new().unwrap();
     let log = open_log(dir.path());
     let journal = journal(dir.path());
-    let mut acknowledged = Vec::new();
-    let mut last = written_end(&journal, 0);
+    // The ends of the journal after each pair of acknowledged appends.
+    let mut acknowledged_ends = Vec::new();
+    let mut journal_end = written_end(&journal, 0);
     for number in 0..5 {
         // Two concurrent appends, which may be in one batch or in two.
-        let both = [record(2 * number), record(2 * number + 1)].map(|one| log.append("t", one));
-        for append in both {
+        let appends =
+            [record(2 * number), record(2 * number + 1)].map(|record| log.append("t", record));
+        for append in appends {
             append.await.unwrap();
         }
-        last = written_end(&journal, last);
-        acknowledged.push(last);
+        journal_end = written_end(&journal, journal_end);
+        acknowledged_ends.push(journal_end);
     }
     let mut opened = 0;
-    for (number, at) in acknowledged.iter().enumerate() {
-        let next = acknowledged.get(number + 1).copied().unwrap_or(*at);
-        for cut in [*at, *at + (next - *at) / 3, *at + (next - *at) * 2 / 3] {
+    for (number, end) in acknowledged_ends.iter().copied().enumerate() {
+        let next_end = acknowledged_ends.get(number + 1).copied().unwrap_or(end);
+        let length = next_end - end;
+        for cut in [end, end + length / 3, end + length * 2 / 3] {
             let copied = TempDir::new().unwrap();
             copy(dir.path(), copied.path(), cut, Tail::Zeros);
             let log = open_log(copied.path());
@@ -253,14 +257,14 @@ async fn log_cut_anywhere_keeps_every_acknowledged_record_once_and_in_order() {
             let recovered_count = usize::try_from(appended.offset).unwrap();
             assert!(
                 recovered_count >= 2 * (number + 1),
-                "an acknowledged record is gone"
+                "expected every acknowledged record"
             );
             assert!(
-                recovered_count < 2 * (number + 2) || cut == *at,
-                "a half is counted"
+                recovered_count < 2 * (number + 2) || cut == end,
+                "expected that the interrupted pair of records is incomplete"
             );
             let mut expected: Vec<_> = (0..recovered_count)
-                .map(|one| (one as i64, text(one)))
+                .map(|number| (number as i64, text(number)))
                 .collect();
             expected.push((appended.offset, text(100)));
             assert_eq!(
@@ -273,32 +277,32 @@ async fn log_cut_anywhere_keeps_every_acknowledged_record_once_and_in_order() {
     drop(log);
     eprintln!(
         "{opened} cut logs opened in {:.1} s",
-        begun.elapsed().as_secs_f64()
+        started.elapsed().as_secs_f64()
     );
 }
 
 /// If the power fails while the disk writes the pages of a batch out of order, the journal has a
-/// hole before an end that is present. The engine must refuse such a journal or leave the batch
-/// out, and never read a part of it.
+/// hole before an end that is present. The engine must refuse such a journal or ignore the batch,
+/// and never read a part of it.
 #[test]
 fn hole_in_the_last_batch_is_never_read_as_data() {
     let dir = TempDir::new().unwrap();
     let store = Store::open(dir.path(), 0).unwrap();
     let journal = journal(dir.path());
-    let mut last = written_end(&journal, 0);
+    let mut previous_end = written_end(&journal, 0);
     for number in 0..3 {
         let before = content(&store);
         let ticket = store.commit(batch(number)).unwrap();
         store.wait_durable_blocking(ticket).unwrap();
-        let now = written_end(&journal, last);
-        let length = now - last;
+        let end = written_end(&journal, previous_end);
+        let length = end - previous_end;
         if length > 10_000 {
             for from in [0, 600, length / 3, length / 2, length - 600] {
                 let copied = TempDir::new().unwrap();
-                copy(dir.path(), copied.path(), now, Tail::Zeros);
+                copy(dir.path(), copied.path(), end, Tail::Zeros);
                 let path = journals(copied.path()).remove(0);
                 let mut file = File::options().write(true).open(path).unwrap();
-                file.seek(SeekFrom::Start(last + from)).unwrap();
+                file.seek(SeekFrom::Start(previous_end + from)).unwrap();
                 file.write_all(&[0; 512]).unwrap();
                 match Store::open(copied.path(), 0) {
                     Ok(store) => assert!(content(&store) == before, "a hole at {from}"),
@@ -306,6 +310,6 @@ fn hole_in_the_last_batch_is_never_read_as_data() {
                 }
             }
         }
-        last = now;
+        previous_end = end;
     }
 }

@@ -21,7 +21,7 @@ pub(super) trait FanoutUnderTest {
     fn fanout(&self) -> Arc<dyn Fanout>;
     async fn advance_time(&mut self, ms: u16);
     async fn lose_data(&mut self);
-    /// Returns false where the state does not depend on this process.
+    /// Restarts the process. Returns false where the state does not depend on this process.
     async fn restart(&mut self) -> bool;
     /// The frames published since the last call, or `None` where they can't be observed in order.
     fn published(&mut self) -> Option<Vec<(Channel, serde_json::Value)>>;
@@ -39,14 +39,14 @@ impl EmbeddedUnderTest {
         let clock = Arc::new(AtomicI64::new(1_800_000_000_000));
         let store = Store::in_memory();
         let fanout = Self::open(&store, &clock);
-        let mut new = Self {
+        let mut under_test = Self {
             store,
             clock,
             fanout,
             feed: None,
         };
-        new.subscribe().await;
-        new
+        under_test.subscribe().await;
+        under_test
     }
 
     fn open(store: &Store, clock: &Arc<AtomicI64>) -> Arc<EmbeddedFanout> {

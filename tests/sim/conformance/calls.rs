@@ -31,7 +31,7 @@ pub(super) fn random_calls(seed: u64) -> Vec<Call> {
     let mut shared = SharedState::new(CONVERSATIONS, MAILBOX_FRAMES, None);
     // The last offset of each partition, and the partition of the user's records.
     let mut last_offsets = [0; PARTITIONS].map(|_: Offset| rng.random_range(0..4));
-    let mut home = 0;
+    let mut user_partition = 0;
     let user_moves = rng.random_bool(0.5);
     let mut positions = vec![None];
     let mut calls = Vec::new();
@@ -39,7 +39,7 @@ pub(super) fn random_calls(seed: u64) -> Vec<Call> {
         let message = rng.random_range(0..CONVERSATIONS.len() as u8);
         let owner = rng.random_range(1..4);
         let in_flight = shared.messages[usize::from(message)].in_flight.clone();
-        // Most calls of a worker come from the one that has the lease.
+        // Most calls of workers come from the owner of the lease.
         let (owner, attempt, next) = match &in_flight {
             Some(current) if rng.random_bool(0.8) => {
                 (current.owner, current.attempt, current.text.len() as u8)
@@ -67,13 +67,13 @@ pub(super) fn random_calls(seed: u64) -> Vec<Call> {
             44..54 => Call::Keep(message, owner, attempt, outcome),
             54..70 => {
                 if user_moves && rng.random_bool(0.6) {
-                    home = (home + 1) % PARTITIONS;
+                    user_partition = (user_partition + 1) % PARTITIONS;
                 }
                 let is_late = user_moves && rng.random_bool(0.3);
                 let partition = if is_late {
                     rng.random_range(0..PARTITIONS)
                 } else {
-                    home
+                    user_partition
                 };
                 let last = &mut last_offsets[partition];
                 let is_old =
@@ -84,21 +84,22 @@ pub(super) fn random_calls(seed: u64) -> Vec<Call> {
                     *last + 1
                 };
                 *last = (*last).max(offset);
-                let known = rng
+                let known_end = rng
                     .random_bool(0.6)
                     .then(|| offset_in(partition, offset.saturating_sub(1)));
                 let offset = offset_in(partition, offset);
-                Call::Deliver(message, offset, known, outcome, rng.random())
+                Call::Deliver(message, offset, known_end, outcome, rng.random())
             }
             70..74 => Call::Cancel(message),
             74..86 => {
-                let earlier = positions[rng.random_range(0..positions.len())];
-                let last = (last_offsets[home] + 1).min(PARTITION_SIZE - 1);
-                let any = Position::At(offset_in(home, rng.random_range(0..=last)));
+                let earlier_position = positions[rng.random_range(0..positions.len())];
+                let last = (last_offsets[user_partition] + 1).min(PARTITION_SIZE - 1);
+                let any_position =
+                    Position::At(offset_in(user_partition, rng.random_range(0..=last)));
                 Call::Read(if rng.random_bool(0.6) {
-                    earlier
+                    earlier_position
                 } else {
-                    Some(any)
+                    Some(any_position)
                 })
             }
             86..91 => Call::History(rng.random_range(0..2)),
@@ -117,12 +118,13 @@ pub(super) fn random_calls(seed: u64) -> Vec<Call> {
     calls
 }
 
-/// Applies a call to the reference and returns its response as text. Reads are compared by the runner.
+/// Applies a call to the reference and returns its response as text. Reads are compared by the
+/// runner.
 pub(super) fn reference_response(shared: &mut SharedState, call: Call) -> String {
     match call {
         Call::Admit(message) => match shared.admit(message) {
             AdmissionDecision::New => "new".into(),
-            AdmissionDecision::OutcomeStored => "kept".into(),
+            AdmissionDecision::OutcomeStored => "outcome stored".into(),
             AdmissionDecision::Delivered(outcome, offset) => {
                 format!("{} at {offset}", frame(message, outcome))
             }
@@ -158,8 +160,8 @@ pub(super) fn reference_response(shared: &mut SharedState, call: Call) -> String
                 KeepResponse::Fenced => "fenced".into(),
             }
         }
-        Call::Deliver(message, offset, known, outcome, rewind) => {
-            match shared.deliver(message, offset, known, outcome, rewind) {
+        Call::Deliver(message, offset, known_end, outcome, is_rewind) => {
+            match shared.deliver(message, offset, known_end, outcome, is_rewind) {
                 DeliverResponse::Published => "published".into(),
                 DeliverResponse::AlreadyDelivered => "alreadydelivered".into(),
                 DeliverResponse::DataLost => "datalost".into(),

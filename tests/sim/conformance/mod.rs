@@ -1,8 +1,8 @@
-//! Compares the real fan-outs with the reference implementation: both run the same random calls, and
-//! their responses, published frames and state must agree after each.
+//! Compares the real fan-outs with the reference implementation: both run the same random calls,
+//! and their responses, published frames and state must agree after each.
 //!
-//! A failure prints the seed and the shortest trace found. `SIM_SEED` repeats one seed, `SIM_TRACES`
-//! sets the number of seeds.
+//! A failure prints the seed and the shortest trace found. `SIM_SEED` repeats one seed,
+//! `SIM_TRACES` sets the number of seeds.
 
 mod backends;
 mod calls;
@@ -46,11 +46,11 @@ enum Call {
     History(u8),
     Forget(Option<u8>),
     ClearPending(Message),
-    /// So many milliseconds pass.
+    /// This number of milliseconds passes.
     AdvanceTime(u16),
     /// All data is lost.
     LoseData,
-    /// The process restarts, so what it had only in memory is lost.
+    /// The process restarts and loses the state that was only in memory.
     Restart,
 }
 
@@ -65,7 +65,7 @@ fn user(name: &str) -> UserId {
     UserId::parse(name).unwrap()
 }
 
-/// Removes calls from a failing trace for as long as it still fails.
+/// Shortens a failing trace: removes each range of calls without which the trace still fails.
 async fn shrink<F, Fut>(mut calls: Vec<Call>, fails: F) -> Vec<Call>
 where
     F: Fn(Vec<Call>) -> Fut,
@@ -73,14 +73,14 @@ where
 {
     let mut size = calls.len() / 2;
     while size > 0 {
-        let mut from = 0;
-        while from < calls.len() {
-            let mut fewer = calls.clone();
-            fewer.drain(from..(from + size).min(fewer.len()));
-            if fails(fewer.clone()).await {
-                calls = fewer;
+        let mut start = 0;
+        while start < calls.len() {
+            let mut shorter = calls.clone();
+            shorter.drain(start..(start + size).min(shorter.len()));
+            if fails(shorter.clone()).await {
+                calls = shorter;
             } else {
-                from += size;
+                start += size;
             }
         }
         size /= 2;
@@ -138,13 +138,13 @@ async fn check_redis_traces(variable: &'static str, default_count: u64) {
     check_traces(variable, default_count, |calls| {
         let (fanout, admin) = (fanout.clone(), admin.clone());
         async move {
-            let name = user(&format!("sim-{}", uuid::Uuid::new_v4().simple()));
+            let user_id = user(&format!("sim-{}", uuid::Uuid::new_v4().simple()));
             let mut fanout = RedisUnderTest {
                 fanout,
                 admin,
-                user: name.clone(),
+                user: user_id.clone(),
             };
-            let result = Runner::new(&mut fanout, name).run(&calls).await;
+            let result = Runner::new(&mut fanout, user_id).run(&calls).await;
             fanout.delete_keys().await;
             result
         }
@@ -167,11 +167,11 @@ async fn marker_becomes_complete_only_under_the_current_token() {
     for variable in ["TEST_REDIS_URL", "TEST_REDIS_CLUSTER_URL"] {
         let fanout = connect(variable);
         let unique_epoch = || Epoch::new(&uuid::Uuid::new_v4().simple().to_string(), "0", 0);
-        // As on a server that lost its data after a relay had left its token.
+        // The server lost its data after a relay had stored its token: no token is valid.
         let epoch = unique_epoch();
         assert!(!fanout.complete_rebuild(&epoch, "token").await.unwrap());
         assert!(!fanout.has_marker(&epoch).await.unwrap());
-        // Of two relays, one after the other, only the second one's token is valid.
+        // Two relays begin a rebuild one after the other. Only the second one's token is valid.
         assert!(!fanout.begin_rebuild(&epoch, "one").await.unwrap());
         assert!(!fanout.has_marker(&epoch).await.unwrap());
         assert!(!fanout.begin_rebuild(&epoch, "two").await.unwrap());
@@ -181,8 +181,8 @@ async fn marker_becomes_complete_only_under_the_current_token() {
         // A later relay finds the marker complete, and a repeated call changes nothing.
         assert!(fanout.begin_rebuild(&epoch, "three").await.unwrap());
         assert!(fanout.complete_rebuild(&epoch, "three").await.unwrap());
-        let other = unique_epoch();
-        fanout.set_marker(&other).await.unwrap();
-        assert!(fanout.has_marker(&other).await.unwrap());
+        let other_epoch = unique_epoch();
+        fanout.set_marker(&other_epoch).await.unwrap();
+        assert!(fanout.has_marker(&other_epoch).await.unwrap());
     }
 }

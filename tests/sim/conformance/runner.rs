@@ -31,11 +31,13 @@ fn check_id<T: PartialEq + Clone + Debug>(
 ) -> Result<(), String> {
     let known = ids.entry(reference).or_insert_with(|| real.clone());
     if known != real {
-        return Err(format!("{real:?} was {known:?} before"));
+        return Err(format!("the id is {real:?}, and was {known:?} before"));
     }
     let mut others = ids.iter().filter(|(other, _)| **other != reference);
     if others.any(|(_, id)| id == real) {
-        return Err(format!("{real:?} is used twice"));
+        return Err(format!(
+            "the id {real:?} stands for two ids of the reference"
+        ));
     }
     Ok(())
 }
@@ -55,7 +57,7 @@ fn conversation_id(number: u8) -> ConversationId {
     ConversationId::parse(if number == 0 { "default" } else { "other" }).unwrap()
 }
 
-fn owner(owner: Owner) -> real::Owner {
+fn real_owner(owner: Owner) -> real::Owner {
     static OWNERS: OnceLock<[real::Owner; 5]> = OnceLock::new();
     let owners = OWNERS.get_or_init(|| std::array::from_fn(|_| real::Owner::random()));
     owners[usize::from(owner)].clone()
@@ -88,7 +90,7 @@ impl<'a> Runner<'a> {
     pub(super) async fn run(&mut self, calls: &[Call]) -> Result<(), String> {
         let mut shared = SharedState::new(CONVERSATIONS, MAILBOX_FRAMES, None);
         for (number, call) in calls.iter().enumerate() {
-            let violation = |what: String| format!("call {number}, {call:?}: {what}");
+            let violation = |difference: String| format!("call {number}, {call:?}: {difference}");
             if matches!(call, Call::Restart) && !self.real.restart().await {
                 continue;
             }
@@ -120,7 +122,7 @@ impl<'a> Runner<'a> {
             let reference = reference_response(&mut shared, call);
             if real != reference {
                 return Err(format!(
-                    "at the end the history is {real:?}, not {reference:?}"
+                    "after the last call the history is {real:?}, not {reference:?}"
                 ));
             }
         }
@@ -153,7 +155,9 @@ impl<'a> Runner<'a> {
     async fn real_response(&mut self, call: Call) -> Result<String, real::FanoutError> {
         let fanout = self.real.fanout();
         let outcome_text = |outcome: real::StoredOutcome| {
-            let delivered = outcome.delivered_at.map(|at| reference_offset(&at));
+            let delivered = outcome
+                .delivered_at
+                .map(|position| reference_offset(&position));
             format!("{} {delivered:?}", outcome.frame)
         };
         Ok(match call {
@@ -164,9 +168,9 @@ impl<'a> Runner<'a> {
                     .decision
                 {
                     real::AdmissionDecision::New => "new".into(),
-                    real::AdmissionDecision::OutcomeStored => "kept".into(),
-                    real::AdmissionDecision::Delivered(frame, at) => {
-                        format!("{frame} at {}", reference_offset(&at))
+                    real::AdmissionDecision::OutcomeStored => "outcome stored".into(),
+                    real::AdmissionDecision::Delivered(frame, position) => {
+                        format!("{frame} at {}", reference_offset(&position))
                     }
                     real::AdmissionDecision::Forgotten => "forgotten".into(),
                     real::AdmissionDecision::Refused(limit) => format!("{limit:?}"),
@@ -177,10 +181,10 @@ impl<'a> Runner<'a> {
                 fanout.accept(&self.message_ref(message), frame).await?;
                 String::new()
             }
-            Call::Begin(message, by, last_attempt) => {
+            Call::Begin(message, owner, last_attempt) => {
                 let request = real::BeginRequest {
                     message: self.message_ref(message),
-                    owner: owner(by),
+                    owner: real_owner(owner),
                     last_attempt: u32::from(last_attempt),
                     cancelled_outcome: Self::new_outcome(message, CANCELLED).into(),
                     history: None,
@@ -197,10 +201,10 @@ impl<'a> Runner<'a> {
                     }
                 }
             }
-            Call::Live(message, by, attempt, piece) => {
+            Call::Live(message, owner, attempt, piece) => {
                 let request = real::LiveRequest {
                     message: self.message_ref(message),
-                    owner: owner(by),
+                    owner: real_owner(owner),
                     attempt: u32::from(attempt),
                     delta: piece.map(|(index, call)| (u32::from(index), format!("[{call}]"))),
                 };
@@ -209,10 +213,10 @@ impl<'a> Runner<'a> {
                     other => format!("{other:?}").to_lowercase(),
                 }
             }
-            Call::Keep(message, by, attempt, outcome) => {
+            Call::Keep(message, owner, attempt, outcome) => {
                 let request = real::KeepRequest {
                     message: self.message_ref(message),
-                    owner: owner(by),
+                    owner: real_owner(owner),
                     attempt: u32::from(attempt),
                     outcome: Self::new_outcome(message, outcome).into(),
                     cancelled_outcome: Self::new_outcome(message, CANCELLED).into(),
@@ -223,15 +227,15 @@ impl<'a> Runner<'a> {
                     real::KeepResponse::Fenced => "fenced".into(),
                 }
             }
-            Call::Deliver(message, offset, known, outcome, rewind) => {
+            Call::Deliver(message, offset, known_end, outcome, is_rewind) => {
                 let request = real::DeliverRequest {
                     user: self.user.clone(),
                     message_id: message_id(message),
                     conversation: Some(self.message_ref(message).conversation),
                     position: real_position(offset),
-                    known_end: known.map(real_position),
+                    known_end: known_end.map(real_position),
                     logged_at_ms: None,
-                    is_rewind: rewind,
+                    is_rewind,
                     frame: frame(message, outcome),
                     answer: answer_text(outcome),
                     status: status(outcome.kind),
@@ -340,7 +344,7 @@ impl<'a> Runner<'a> {
         let reference = (
             u64::from(reference.n),
             reference.recovered,
-            reference.rebuilt.map(real_position),
+            reference.rebuilt_up_to.map(real_position),
             frames.collect::<Vec<_>>(),
             in_flight.collect::<Vec<_>>(),
             pending.collect::<Vec<_>>(),
@@ -380,17 +384,21 @@ impl<'a> Runner<'a> {
             return Ok(());
         };
         let real = real.iter().map(|(channel, frame)| {
-            let text = |name: &str| frame[name].as_str().unwrap_or_default().to_owned();
-            let number = |name: &str| frame[name].as_u64();
-            let kind = if frame["content"].is_string() && number("index").is_none() {
+            let text_field = |name: &str| frame[name].as_str().unwrap_or_default().to_owned();
+            let number_field = |name: &str| frame[name].as_u64();
+            let kind = if frame["content"].is_string() && number_field("index").is_none() {
                 "terminal".to_owned()
             } else {
-                text("type")
+                text_field("type")
             };
-            let (n, attempt, index) = (number("n"), number("attempt"), number("index"));
+            let (n, attempt, index) = (
+                number_field("n"),
+                number_field("attempt"),
+                number_field("index"),
+            );
             format!(
                 "{channel:?} {kind} {} {n:?} {attempt:?} {index:?}",
-                text("message_id")
+                text_field("message_id")
             )
         });
         let reference = published.iter().map(|published| {

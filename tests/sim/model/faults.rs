@@ -63,7 +63,8 @@ impl FaultBudget {
         self.total -= 1;
         self.by_fault[fault as usize] -= 1;
         if self.total == 0 {
-            // States that differ only in what can't be spent any more are the same state.
+            // Nothing more can be spent. States that differ only in the rest of the budget have to
+            // be equal.
             self.by_fault = [0; FAULT_COUNT];
         }
     }

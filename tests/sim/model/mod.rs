@@ -22,17 +22,18 @@ use faults::FaultBudget;
 pub(crate) struct SearchBounds {
     /// The conversation of each message that the client sends.
     pub(crate) conversations: &'static [u8],
-    /// Pieces of each answer.
+    /// Number of pieces of each answer.
     pub(crate) pieces: u8,
-    /// Records that a relay rewinds if the marker is complete.
+    /// Number of records that a relay rewinds if the marker is complete.
     pub(crate) rewind_window: u8,
-    /// Faults in total.
+    /// Number of faults in total.
     pub(crate) max_faults: u8,
-    /// Faults of each kind; a kind that is not listed does not happen.
+    /// Number of faults of each kind; a kind that is not listed does not happen.
     pub(crate) faults: &'static [(Fault, u8)],
-    /// Steps before the search begins.
+    /// The steps that lead to the state in which the search begins.
     pub(crate) prefix: &'static [Step],
-    pub(crate) left_out: Option<Rule>,
+    /// The rule that the model does not enforce.
+    pub(crate) omitted_rule: Option<Rule>,
 }
 
 /// What a gateway does next for the message that it handles.
@@ -59,11 +60,11 @@ pub(crate) enum Stage {
 pub(crate) struct RecordTask {
     pub(crate) owner: Owner,
     pub(crate) attempt: u8,
-    /// The model call; 0 before the first.
+    /// The number of the model call; 0 before the first.
     pub(crate) call: u8,
-    /// Pieces that the fan-out has.
+    /// Number of pieces that the fan-out has stored.
     pub(crate) sent: u8,
-    /// The complete answer, if it is generated and could not be stored yet.
+    /// The complete answer, if the worker generated it and could not store it yet.
     pub(crate) generated: Option<Outcome>,
     pub(crate) stage: Stage,
 }
@@ -77,15 +78,17 @@ pub(crate) struct Worker {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub(crate) struct Relay {
     pub(crate) is_started: bool,
+    /// The offset of the record that the relay delivers next.
     pub(crate) next: Offset,
-    /// Where the rewind ends.
+    /// The offset at which the rewind ends.
     pub(crate) rewind_until: Offset,
-    /// The last record that it delivered.
-    pub(crate) known: Option<Offset>,
-    /// The rewind is complete and the marker is set.
+    /// The offset of the last record that the relay delivered since its start.
+    pub(crate) known_end: Option<Offset>,
+    /// Whether the rewind is complete and the marker is set.
     pub(crate) has_set_marker: bool,
+    /// The token of the rebuild; 0 if the marker was complete at the start.
     pub(crate) token: u8,
-    /// Its connection to Redis broke and it has not noticed yet.
+    /// Whether the connection to Redis broke and the relay has not noticed yet.
     pub(crate) is_disrupted: bool,
 }
 
@@ -160,20 +163,20 @@ pub(crate) struct Model {
     budget: FaultBudget,
     unsent: Vec<Message>,
     model_calls: u8,
-    /// For each message the number of model calls, and of leases that expired while their owner was
-    /// alive.
+    /// For each message, the number of model calls.
     pub(crate) calls_by_message: Vec<u8>,
+    /// For each message, the number of leases that expired.
     pub(crate) expired_leases: Vec<u8>,
     pub(crate) data_losses: u8,
-    /// For each message whether the client was told that it is being cancelled.
+    /// For each message, whether a call of `cancel` returned `Cancelling`.
     cancel_confirmed: Vec<bool>,
-    /// For each worker and record the number of deliveries.
+    /// For each worker and record, the number of deliveries.
     deliveries: [[Owner; 4]; 2],
     pieces: u8,
     rewind_window: u8,
 }
 
-/// What is wrong with a state or a step.
+/// A description of how a state or a step breaks the promises of docs/consistency.md.
 pub(crate) type Violation = String;
 type CheckResult = Result<(), Violation>;
 
@@ -181,7 +184,7 @@ impl Model {
     pub(crate) fn new(bounds: &SearchBounds) -> Self {
         let messages = bounds.conversations.len();
         Self {
-            shared: SharedState::new(bounds.conversations, 200, bounds.left_out),
+            shared: SharedState::new(bounds.conversations, 200, bounds.omitted_rule),
             snapshot: None,
             messages: Vec::new(),
             messages_committed: 0,
@@ -211,17 +214,20 @@ impl Model {
     pub(crate) fn first_outcome(&self, message: Message) -> Option<Outcome> {
         let mut records = self.responses.iter();
         records
-            .find(|(of, _)| *of == message)
+            .find(|(record_message, _)| *record_message == message)
             .map(|(_, outcome)| *outcome)
     }
 
     /// The messages of the same conversation that precede this one in the log.
     pub(crate) fn predecessors(&self, message: Message) -> impl Iterator<Item = Message> + '_ {
-        let offset = |of| self.messages.iter().position(|record| *record == of);
-        let own = offset(message);
+        let first_offset = |wanted| self.messages.iter().position(|record| *record == wanted);
+        let own_offset = first_offset(message);
         (0..self.calls_by_message.len() as u8).filter(move |other| {
             self.shared.conversation(*other) == self.shared.conversation(message)
-                && matches!((offset(*other), own), (Some(other), Some(own)) if other < own)
+                && matches!(
+                    (first_offset(*other), own_offset),
+                    (Some(other), Some(own)) if other < own
+                )
         })
     }
 
@@ -233,7 +239,7 @@ impl Model {
                 self.shared.enforces(Rule::GapTriggersRead),
                 self.shared.enforces(Rule::PositionFilter),
             ),
-            Step::Receive => return self.client_receives(),
+            Step::Receive => return self.receive_frame(),
             Step::CheckForGap => self.client.require_read(),
             Step::Send(gateway, message) => {
                 self.unsent.retain(|unsent| *unsent != message);
@@ -250,7 +256,7 @@ impl Model {
             }
             Step::ArriveDuplicate => {
                 if let Some(call) = self.duplicate.take() {
-                    self.call(call);
+                    self.apply_call(call);
                 }
             }
             Step::SaveSnapshot => self.snapshot = Some(Box::new(self.shared.clone())),
@@ -304,7 +310,7 @@ impl Model {
                 AdmissionDecision::New => Gateway::Produce(message),
                 AdmissionDecision::OutcomeStored | AdmissionDecision::Forgotten => Gateway::Idle,
                 AdmissionDecision::Delivered(outcome, offset) => {
-                    self.client.resend_outcome(message, offset, outcome);
+                    self.client.send_resend_reply(message, offset, outcome);
                     Gateway::Idle
                 }
             },
@@ -319,7 +325,7 @@ impl Model {
         };
     }
 
-    fn call(&mut self, call: RedisCall) {
+    fn apply_call(&mut self, call: RedisCall) {
         match call {
             RedisCall::Admit(message) => {
                 self.shared.admit(message);
@@ -335,8 +341,9 @@ impl Model {
                 self.shared
                     .keep(message, owner, attempt, outcome, cancelled);
             }
-            RedisCall::Deliver(message, offset, known, outcome) => {
-                self.shared.deliver(message, offset, known, outcome, false);
+            RedisCall::Deliver(message, offset, known_end, outcome) => {
+                self.shared
+                    .deliver(message, offset, known_end, outcome, false);
             }
             RedisCall::CompleteMarker(token) => {
                 self.shared.complete_rebuild(token);
@@ -344,14 +351,14 @@ impl Model {
         }
     }
 
-    fn client_receives(&mut self) -> CheckResult {
+    fn receive_frame(&mut self) -> CheckResult {
         let Some(frame) = self.client.next_frame() else {
             return Ok(());
         };
         let mut client = self.client.clone();
-        let checked = client.receive(frame, self);
+        let result = client.receive(frame, self);
         self.client = client;
-        checked
+        result
     }
 
     /// Checks a state in which no step is possible any more: every accepted message has exactly one
@@ -375,7 +382,7 @@ impl Model {
             let known = self.client.known_outcome(message);
             if known != Some(first) {
                 return Err(format!(
-                    "the log says that message {message} ended as {first:?}, the client {known:?}"
+                    "message {message} ended as {first:?} in the log and as {known:?} at the client"
                 ));
             }
             let mut turns = self.shared.history.iter();
@@ -384,11 +391,13 @@ impl Model {
                 .map(|turn| turn.outcome);
             if turn != Some(first) {
                 return Err(format!(
-                    "the log says that message {message} ended as {first:?}, the history {turn:?}"
+                    "message {message} ended as {first:?} in the log and as {turn:?} in the history"
                 ));
             }
             if self.shared.pending.contains(&message) {
-                return Err(format!("message {message} is pending for ever"));
+                return Err(format!(
+                    "message {message} is still pending in the final state"
+                ));
             }
         }
         if usize::from(self.messages_committed) < self.messages.len() {

@@ -25,7 +25,7 @@ impl Model {
         Some(RedisCall::Deliver(
             message,
             relay.next,
-            relay.known,
+            relay.known_end,
             outcome,
         ))
     }
@@ -33,7 +33,7 @@ impl Model {
     pub(super) fn step_relay(&mut self, index: usize) {
         let mut relay = self.relays[index].clone();
         if !relay.is_started {
-            self.relays[index] = self.started_relay(relay.rewind_until);
+            self.relays[index] = self.start_relay(relay.rewind_until);
             return;
         }
         match self.relay_call(&relay) {
@@ -44,10 +44,13 @@ impl Model {
                     relay.is_started = false;
                 }
             }
-            Some(RedisCall::Deliver(message, offset, known, outcome)) => {
-                match self.shared.deliver(message, offset, known, outcome, false) {
+            Some(RedisCall::Deliver(message, offset, known_end, outcome)) => {
+                let response = self
+                    .shared
+                    .deliver(message, offset, known_end, outcome, false);
+                match response {
                     DeliverResponse::Published | DeliverResponse::AlreadyDelivered => {
-                        relay.known = Some(offset);
+                        relay.known_end = Some(offset);
                         relay.next = offset + 1;
                     }
                     DeliverResponse::DataLost => {
@@ -62,12 +65,12 @@ impl Model {
         self.dispatch_published();
     }
 
-    /// A relay that begins with its partition: at the committed offset less the rewind window, or at
-    /// the beginning if the marker is missing.
-    fn started_relay(&mut self, rewind_until: Offset) -> Relay {
+    /// Returns a relay that starts to read its partition: at the committed offset less the rewind
+    /// window, or at the beginning if the marker is missing.
+    fn start_relay(&mut self, rewind_until: Offset) -> Relay {
         let token = self.shared.begin_rebuild();
         let committed = self.responses_committed;
-        let rewound = if token == 0 {
+        let rewind_start = if token == 0 {
             committed.saturating_sub(self.rewind_window)
         } else {
             0
@@ -75,14 +78,14 @@ impl Model {
         let rewinds = self.shared.enforces(Rule::RewindOnAssignment);
         Relay {
             is_started: true,
-            next: if rewinds { rewound } else { committed },
+            next: if rewinds { rewind_start } else { committed },
             rewind_until: committed.max(rewind_until),
             token,
             ..Relay::default()
         }
     }
 
-    /// The relay starts again, and rewinds at least up to where it was.
+    /// Restarts the relay, which then rewinds at least up to its current offset.
     pub(super) fn rewind_relay(&mut self, index: usize) {
         self.relays[index] = Relay {
             rewind_until: self.relays[index].next,

@@ -171,7 +171,8 @@ impl Model {
         }
     }
 
-    /// A rollback beyond what a relay rewinds is outside of the promises.
+    /// Whether the rewind of a relay repairs a rollback to this snapshot. A rollback to an older
+    /// state is outside of the promises.
     fn is_within_rewind_window(&self, snapshot: &SharedState) -> bool {
         let last = snapshot.mailbox.as_ref().and_then(|mailbox| mailbox.last);
         let end = last.map_or(0, |last| last + 1);

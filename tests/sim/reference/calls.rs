@@ -3,7 +3,7 @@
 use super::{
     AdmissionDecision, BeginResponse, CancelResult, DeliverResponse, Frame, InFlight, KeepResponse,
     LEASE_MS, LiveResponse, Mailbox, Marker, Message, Offset, Outcome, Owner, Position, Rule,
-    SharedState, StoredOutcome, UserView, next, partition_of,
+    SharedState, StoredOutcome, UserView, next_id, partition_of,
 };
 
 impl SharedState {
@@ -171,22 +171,22 @@ impl SharedState {
         KeepResponse::Outcome(outcome, None)
     }
 
-    /// `known` is the last record that the relay delivered to this mailbox. `rewind` says that,
-    /// according to the committed offsets, the record was delivered before.
+    /// `known_end` is the offset of the last record that the relay delivered to this mailbox.
+    /// `is_rewind` says that, according to the committed offsets, the record was delivered before.
     pub(crate) fn deliver(
         &mut self,
         message: Message,
         offset: Offset,
-        known: Option<Offset>,
+        known_end: Option<Offset>,
         outcome: Outcome,
-        rewind: bool,
+        is_rewind: bool,
     ) -> DeliverResponse {
         let last = self
             .mailbox
             .as_ref()
             .and_then(|mailbox| mailbox.last_in_partition_of(offset));
-        let known = known.filter(|known| partition_of(*known) == partition_of(offset));
-        if self.enforces(Rule::LostMailboxDetected) && known.is_some() && last < known {
+        let known_end = known_end.filter(|end| partition_of(*end) == partition_of(offset));
+        if self.enforces(Rule::LostMailboxDetected) && known_end.is_some() && last < known_end {
             return DeliverResponse::DataLost;
         }
         self.clear_pending(message);
@@ -194,7 +194,7 @@ impl SharedState {
             return DeliverResponse::AlreadyDelivered;
         }
         let last_id = &mut self.last_ids.mailbox;
-        let mailbox = Mailbox::prepare(&mut self.mailbox, offset, rewind, || next(last_id));
+        let mailbox = Mailbox::prepare(&mut self.mailbox, offset, is_rewind, || next_id(last_id));
         if mailbox.last.is_none() {
             mailbox.floor = offset;
         }
@@ -203,21 +203,21 @@ impl SharedState {
         let was_delivered_elsewhere = stored
             .and_then(StoredOutcome::delivered_at)
             .is_some_and(|earlier| earlier != offset);
-        if was_delivered_elsewhere && self.left_out != Some(Rule::DeliveredOnce) {
+        if was_delivered_elsewhere && self.enforces(Rule::DeliveredOnce) {
             return DeliverResponse::AlreadyDelivered;
         }
         let delivered = if let Some(StoredOutcome::Forgotten(_)) = stored {
             StoredOutcome::Forgotten(Some(offset))
         } else {
             mailbox.push((offset, message, outcome), self.mailbox_frames);
-            if rewind {
-                mailbox.rebuilt = Some(offset);
+            if is_rewind {
+                mailbox.rebuilt_up_to = Some(offset);
             }
             let outcome = match stored {
-                Some(StoredOutcome::Outcome(kept, _))
+                Some(StoredOutcome::Outcome(stored_outcome, _))
                     if !self.enforces(Rule::DeliveredOutcomeWins) =>
                 {
-                    kept
+                    stored_outcome
                 }
                 _ => outcome,
             };
@@ -245,13 +245,13 @@ impl SharedState {
     pub(crate) fn read(&mut self, after: Option<Position>) -> UserView {
         let counter_id = match self.counter_id {
             Some(id) => id,
-            None => next(&mut self.last_ids.counter),
+            None => next_id(&mut self.last_ids.counter),
         };
         self.counter_id = Some(counter_id);
         let last_id = &mut self.last_ids.mailbox;
         let mailbox = self
             .mailbox
-            .get_or_insert_with(|| Mailbox::new(next(last_id), true, 0));
+            .get_or_insert_with(|| Mailbox::new(next_id(last_id), true, 0));
         let start = mailbox.start_for(after);
         let frames = mailbox.frames.iter().copied();
         let frames =
@@ -265,7 +265,7 @@ impl SharedState {
                 .map_or(Position::Empty(mailbox.id), Position::At),
             recovered: start.is_some(),
             frames: frames.collect(),
-            rebuilt: mailbox.rebuilt,
+            rebuilt_up_to: mailbox.rebuilt_up_to,
             in_flight: messages
                 .filter_map(|(message, state)| {
                     let in_flight = state.in_flight.as_ref()?;
@@ -278,9 +278,9 @@ impl SharedState {
 
     /// Deletes one conversation, or all of them. Returns whether there was anything to delete.
     pub(crate) fn forget(&mut self, conversation: Option<u8>) -> bool {
-        let mut found = false;
+        let mut has_forgotten = false;
         for message in 0..self.messages.len() as u8 {
-            if conversation.is_some_and(|only| only != self.conversation(message)) {
+            if conversation.is_some_and(|forgotten| forgotten != self.conversation(message)) {
                 continue;
             }
             let is_listed = self.pending.contains(&message)
@@ -293,14 +293,16 @@ impl SharedState {
             };
             state.outcome = Some(StoredOutcome::Forgotten(delivered_at));
             state.in_flight = None;
-            found = true;
+            has_forgotten = true;
             self.clear_pending(message);
             self.history.retain(|turn| turn.message != message);
             if let Some(mailbox) = &mut self.mailbox {
-                mailbox.frames.retain(|(_, of, _)| *of != message);
+                mailbox
+                    .frames
+                    .retain(|(_, frame_message, _)| *frame_message != message);
             }
         }
-        found
+        has_forgotten
     }
 
     /// A relay inspects the marker before its first delivery. If the marker is not complete, the
@@ -309,12 +311,12 @@ impl SharedState {
         if self.marker == Marker::Complete {
             return 0;
         }
-        let token = next(&mut self.last_ids.token);
+        let token = next_id(&mut self.last_ids.token);
         self.marker = Marker::Rebuilding(token);
         token
     }
 
-    /// The relay's rewind is complete. Returns false if data was lost since it began.
+    /// Sets the marker after the relay's rewind. Returns false if data was lost since it began.
     pub(crate) fn complete_rebuild(&mut self, token: u8) -> bool {
         let is_valid = self.marker == Marker::Complete || self.marker == Marker::Rebuilding(token);
         if is_valid || !self.enforces(Rule::MarkerToken) {

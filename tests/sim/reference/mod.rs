@@ -46,9 +46,9 @@ pub(crate) struct Outcome {
 /// A client's position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Position {
-    /// In a mailbox that never held a frame, named by the mailbox's id.
+    /// The position in a mailbox that never held a frame, by the mailbox's id.
     Empty(u8),
-    /// At a record of `responses`.
+    /// The position of a record of `responses`.
     At(Offset),
 }
 
@@ -128,10 +128,11 @@ pub(crate) enum Marker {
     Complete,
 }
 
-/// A rule that a search can leave out, to show that some violation follows without it.
+/// A rule that a search can omit, to show that some violation follows without the rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Rule {
-    /// `deliver` returns `DataLost` if the mailbox ends below the last record that the relay delivered.
+    /// `deliver` returns `DataLost` if the mailbox ends below the last record that the relay
+    /// delivered.
     LostMailboxDetected,
     /// `begin` assigns an attempt above every attempt that the owner has used.
     AttemptAboveLast,
@@ -179,7 +180,7 @@ pub(crate) enum AdmissionDecision {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum BeginResponse {
     Ended(Outcome, Option<Offset>),
-    /// Another owner has the lease, for so many milliseconds.
+    /// Another owner has the lease for this number of milliseconds.
     Busy(u16),
     Attempt {
         number: u8,
@@ -190,7 +191,7 @@ pub(crate) enum BeginResponse {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum LiveResponse {
     Written,
-    /// Another index is next.
+    /// The piece is refused, because this index is the next one.
     OutOfOrder(u8),
     Fenced,
     Cancelled,
@@ -225,7 +226,7 @@ pub(crate) struct UserView {
     pub(crate) end: Position,
     pub(crate) recovered: bool,
     pub(crate) frames: Vec<(Offset, Message, Outcome)>,
-    pub(crate) rebuilt: Option<Offset>,
+    pub(crate) rebuilt_up_to: Option<Offset>,
     /// Message, attempt and text of each answer in flight.
     pub(crate) in_flight: Vec<(Message, u8, Vec<u8>)>,
     pub(crate) pending: Vec<Message>,
@@ -239,7 +240,7 @@ pub(crate) struct LastIds {
     token: u8,
 }
 
-fn next(id: &mut u8) -> u8 {
+fn next_id(id: &mut u8) -> u8 {
     *id += 1;
     *id
 }
@@ -251,7 +252,8 @@ pub(crate) struct SharedState {
     conversations: Vec<u8>,
     /// Capacity of the mailbox in frames.
     mailbox_frames: usize,
-    left_out: Option<Rule>,
+    /// The rule that the calls do not enforce.
+    omitted_rule: Option<Rule>,
     last_ids: LastIds,
     pub(crate) n: u8,
     pub(crate) counter_id: Option<u8>,
@@ -266,11 +268,15 @@ pub(crate) struct SharedState {
 }
 
 impl SharedState {
-    pub(crate) fn new(conversations: &[u8], mailbox_frames: usize, left_out: Option<Rule>) -> Self {
+    pub(crate) fn new(
+        conversations: &[u8],
+        mailbox_frames: usize,
+        omitted_rule: Option<Rule>,
+    ) -> Self {
         Self {
             conversations: conversations.to_vec(),
             mailbox_frames,
-            left_out,
+            omitted_rule,
             last_ids: LastIds::default(),
             n: 0,
             counter_id: None,
@@ -288,24 +294,24 @@ impl SharedState {
     }
 
     pub(crate) fn enforces(&self, rule: Rule) -> bool {
-        self.left_out != Some(rule)
+        self.omitted_rule != Some(rule)
     }
 
-    /// Redis loses all data.
+    /// Deletes all data, as a Redis that loses its data.
     pub(crate) fn lose_data(&mut self) {
         let last_ids = self.last_ids;
-        *self = Self::new(&self.conversations, self.mailbox_frames, self.left_out);
+        *self = Self::new(&self.conversations, self.mailbox_frames, self.omitted_rule);
         self.last_ids = last_ids;
     }
 
-    /// Redis returns to an earlier state.
+    /// Returns to an earlier state, as a Redis that rolls back.
     pub(crate) fn roll_back_to(&mut self, earlier: Self) {
         let last_ids = self.last_ids;
         *self = earlier;
         self.last_ids = last_ids;
     }
 
-    /// The process of an embedded fan-out restarts: what it had only in memory is lost.
+    /// Restarts the process of an embedded fan-out, which loses the state that was only in memory.
     pub(crate) fn restart(&mut self) {
         for message in &mut self.messages {
             message.in_flight = None;
@@ -314,7 +320,7 @@ impl SharedState {
         self.counter_id = None;
     }
 
-    /// Time passes, so leases run down.
+    /// Advances the time, which shortens the leases.
     pub(crate) fn advance_time(&mut self, ms: u16) {
         for message in &mut self.messages {
             if let Some(in_flight) = &mut message.in_flight {
@@ -331,7 +337,7 @@ impl SharedState {
         self.n += 1;
         let counter_id = match self.counter_id {
             Some(id) => id,
-            None => next(&mut self.last_ids.counter),
+            None => next_id(&mut self.last_ids.counter),
         };
         self.counter_id = Some(counter_id);
         self.published.push(PublishedFrame {
