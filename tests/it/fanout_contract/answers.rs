@@ -5,7 +5,9 @@ use chatmesh::fanout::{
 };
 use chatmesh::protocol::open_message::CancelResult;
 
-use super::case::{Backend, Case, attempt, is_published, kept, outcome, terminal};
+use super::case::{
+    Backend, Case, attempt_number, ended_outcome, is_published, stored_outcome, terminal_frame,
+};
 
 pub(crate) async fn scenario_2_first_delivered_answer_wins(backend: &dyn Backend) {
     let mut case = Case::new(backend).await;
@@ -16,21 +18,24 @@ pub(crate) async fn scenario_2_first_delivered_answer_wins(backend: &dyn Backend
 
     // Another worker answers again before the relay has rewound.
     case.answer(&message, "second").await;
-    let mut rewound = case.delivery(&message, 10, "first");
-    rewound.is_rewind = true;
-    assert!(is_published(case.deliver_call(rewound).await));
-    let mut second = case.delivery(&message, 11, "second");
-    second.known_end = Some(case.at(10));
+    let mut rewind_delivery = case.delivery(&message, 10, "first");
+    rewind_delivery.is_rewind = true;
+    assert!(is_published(case.deliver_call(rewind_delivery).await));
+    let mut second_delivery = case.delivery(&message, 11, "second");
+    second_delivery.known_end = Some(case.position(10));
     assert_eq!(
-        case.deliver_call(second).await,
+        case.deliver_call(second_delivery).await,
         DeliverResponse::AlreadyDelivered
     );
 
-    let frames = case.after(&case.at(10)).await.unwrap();
-    assert!(frames.is_empty(), "a second terminal frame: {frames:?}");
-    let known = outcome(case.begin(&message, &Owner::random(), 0).await);
-    assert_eq!(known.frame, terminal("first"));
-    assert_eq!(known.delivered_at, Some(case.at(10)));
+    let frames = case.frames_after(&case.position(10)).await.unwrap();
+    assert!(
+        frames.is_empty(),
+        "expected no second terminal frame, got {frames:?}"
+    );
+    let stored = ended_outcome(case.begin(&message, &Owner::random(), 0).await);
+    assert_eq!(stored.frame, terminal_frame("first"));
+    assert_eq!(stored.delivered_at, Some(case.position(10)));
     assert_eq!(case.context(&message.conversation).await[0].answer, "first");
 }
 
@@ -38,10 +43,10 @@ pub(crate) async fn scenario_4_text_starts_over_after_data_loss(backend: &dyn Ba
     let mut case = Case::new(backend).await;
     let message = case.message();
     let (first, second) = (Owner::random(), Owner::random());
-    assert_eq!(attempt(&case.begin(&message, &first, 0).await), 1);
+    assert_eq!(attempt_number(&case.begin(&message, &first, 0).await), 1);
     case.live(&message, &first, 1, Some((0, "old"))).await;
     case.lose_data().await;
-    assert_eq!(attempt(&case.begin(&message, &second, 0).await), 1);
+    assert_eq!(attempt_number(&case.begin(&message, &second, 0).await), 1);
     let response = case.live(&message, &second, 1, Some((0, "new"))).await;
     assert_eq!(response, LiveResponse::Written);
     // The owner of the lost attempt 1 is fenced off from the new attempt 1.
@@ -54,7 +59,7 @@ pub(crate) async fn scenario_5_stale_delta_is_refused_after_a_new_begin(backend:
     let mut case = Case::new(backend).await;
     let message = case.message();
     let owner = Owner::random();
-    let first = attempt(&case.begin(&message, &owner, 0).await);
+    let first = attempt_number(&case.begin(&message, &owner, 0).await);
     case.live(&message, &owner, first, Some((0, "old"))).await;
     case.lose_data().await;
     assert_eq!(
@@ -62,14 +67,17 @@ pub(crate) async fn scenario_5_stale_delta_is_refused_after_a_new_begin(backend:
         LiveResponse::DataLost
     );
 
-    let second = attempt(&case.begin(&message, &owner, first).await);
+    let second = attempt_number(&case.begin(&message, &owner, first).await);
     assert!(second > first);
     let stale = case.live(&message, &owner, first, Some((0, "old"))).await;
     assert_eq!(stale, LiveResponse::Fenced);
     let response = case.live(&message, &owner, second, Some((0, "new"))).await;
     assert_eq!(response, LiveResponse::Written);
     // A stale repeat of the first `begin` changes nothing either.
-    assert_eq!(attempt(&case.begin(&message, &owner, 0).await), second);
+    assert_eq!(
+        attempt_number(&case.begin(&message, &owner, 0).await),
+        second
+    );
     assert_eq!(case.read(None).await.in_flight[0].text, "new");
 }
 
@@ -77,13 +85,16 @@ pub(crate) async fn scenario_6_repeated_begin_keeps_attempt_and_text(backend: &d
     let case = Case::new(backend).await;
     let message = case.message();
     let owner = Owner::random();
-    let number = attempt(&case.begin(&message, &owner, 0).await);
+    let number = attempt_number(&case.begin(&message, &owner, 0).await);
     case.live(&message, &owner, number, Some((0, "text"))).await;
-    assert_eq!(attempt(&case.begin(&message, &owner, 0).await), number);
+    assert_eq!(
+        attempt_number(&case.begin(&message, &owner, 0).await),
+        number
+    );
     let answer = &case.read(None).await.in_flight[0];
     assert_eq!((answer.text.as_str(), answer.index), ("text", 1));
-    // Naming it as the last attempt requests a new one.
-    let next = attempt(&case.begin(&message, &owner, number).await);
+    // A `begin` that names the current attempt as its last one requests a new attempt.
+    let next = attempt_number(&case.begin(&message, &owner, number).await);
     assert_eq!(next, number + 1);
     let answer = &case.read(None).await.in_flight[0];
     assert_eq!((answer.text.as_str(), answer.index), ("", 0));
@@ -97,13 +108,13 @@ pub(crate) async fn scenario_7_rebuilt_outcome_makes_a_model_call_unnecessary(
     case.answer(&message, "text").await;
     case.deliver(&message, 5, "text").await;
     case.lose_data().await;
-    let mut rewound = case.delivery(&message, 5, "text");
-    rewound.is_rewind = true;
-    assert!(is_published(case.deliver_call(rewound).await));
+    let mut rewind_delivery = case.delivery(&message, 5, "text");
+    rewind_delivery.is_rewind = true;
+    assert!(is_published(case.deliver_call(rewind_delivery).await));
 
-    let known = outcome(case.begin(&message, &Owner::random(), 0).await);
-    assert_eq!(known.frame, terminal("text"));
-    assert_eq!(known.delivered_at, Some(case.at(5)));
+    let stored = ended_outcome(case.begin(&message, &Owner::random(), 0).await);
+    assert_eq!(stored.frame, terminal_frame("text"));
+    assert_eq!(stored.delivered_at, Some(case.position(5)));
     assert!(case.read(None).await.in_flight.is_empty());
 }
 
@@ -116,7 +127,7 @@ pub(crate) async fn scenario_8_resent_message_gets_its_known_outcome(backend: &d
     case.deliver(&message, 7, "text").await;
     assert_eq!(
         case.admit(&message).await,
-        AdmissionDecision::Delivered(terminal("text"), case.at(7))
+        AdmissionDecision::Delivered(terminal_frame("text"), case.position(7))
     );
     assert!(case.read(None).await.pending.is_empty());
 }
@@ -126,20 +137,20 @@ pub(crate) async fn scenario_13_stalled_worker_gets_the_outcome_of_its_successor
 ) {
     let case = Case::new(backend).await;
     let message = case.message();
-    let (stalled, other) = (Owner::random(), Owner::random());
-    let first = attempt(&case.begin(&message, &stalled, 0).await);
+    let (stalled, successor) = (Owner::random(), Owner::random());
+    let first = attempt_number(&case.begin(&message, &stalled, 0).await);
     case.live(&message, &stalled, first, Some((0, "mine")))
         .await;
-    let second = attempt(&case.begin_when_free(&message, &other, 0).await);
+    let second = attempt_number(&case.begin_when_free(&message, &successor, 0).await);
     assert_eq!(second, first + 1);
     // The stalled worker continues, but no longer owns the answer.
     assert_eq!(
         case.keep(&message, &stalled, first, "mine").await,
         KeepResponse::Fenced
     );
-    kept(case.keep(&message, &other, second, "theirs").await);
-    let known = kept(case.keep(&message, &stalled, first, "mine").await);
-    assert_eq!(known.frame, terminal("theirs"));
+    stored_outcome(case.keep(&message, &successor, second, "theirs").await);
+    let stored = stored_outcome(case.keep(&message, &stalled, first, "mine").await);
+    assert_eq!(stored.frame, terminal_frame("theirs"));
     let turns = case.context(&message.conversation).await;
     assert_eq!(turns.len(), 1);
     assert_eq!(turns[0].answer, "theirs");
@@ -153,9 +164,9 @@ pub(crate) async fn scenario_14_cancel_before_begin(backend: &dyn Backend) {
     assert_eq!(case.admit(&message).await, AdmissionDecision::New);
     let result = case.fanout.cancel(&case.user, &message.message_id).await;
     assert_eq!(result.unwrap(), CancelResult::Cancelling);
-    let known = outcome(case.begin(&message, &Owner::random(), 0).await);
-    assert_eq!(known.frame, terminal("stopped early"));
-    assert_eq!(known.delivered_at, None);
+    let stored = ended_outcome(case.begin(&message, &Owner::random(), 0).await);
+    assert_eq!(stored.frame, terminal_frame("stopped early"));
+    assert_eq!(stored.delivered_at, None);
 }
 
 pub(crate) async fn scenario_14_cancel_while_streaming(backend: &dyn Backend) {
@@ -163,7 +174,7 @@ pub(crate) async fn scenario_14_cancel_while_streaming(backend: &dyn Backend) {
     let message = case.message();
     case.admit(&message).await;
     let owner = Owner::random();
-    let number = attempt(&case.begin(&message, &owner, 0).await);
+    let number = attempt_number(&case.begin(&message, &owner, 0).await);
     case.live(&message, &owner, number, Some((0, "a"))).await;
     let result = case.fanout.cancel(&case.user, &message.message_id).await;
     assert_eq!(result.unwrap(), CancelResult::Cancelling);
@@ -173,8 +184,8 @@ pub(crate) async fn scenario_14_cancel_while_streaming(backend: &dyn Backend) {
         case.live(&message, &owner, number, None).await,
         LiveResponse::Cancelled
     );
-    let known = kept(case.keep(&message, &owner, number, "a").await);
-    assert_eq!(known.frame, terminal("stopped"));
+    let stored = stored_outcome(case.keep(&message, &owner, number, "a").await);
+    assert_eq!(stored.frame, terminal_frame("stopped"));
 }
 
 pub(crate) async fn scenario_14_cancel_between_the_last_delta_and_keep(backend: &dyn Backend) {
@@ -182,12 +193,12 @@ pub(crate) async fn scenario_14_cancel_between_the_last_delta_and_keep(backend: 
     let message = case.message();
     case.admit(&message).await;
     let owner = Owner::random();
-    let number = attempt(&case.begin(&message, &owner, 0).await);
+    let number = attempt_number(&case.begin(&message, &owner, 0).await);
     case.live(&message, &owner, number, Some((0, "all"))).await;
     let result = case.fanout.cancel(&case.user, &message.message_id).await;
     assert_eq!(result.unwrap(), CancelResult::Cancelling);
-    let known = kept(case.keep(&message, &owner, number, "all").await);
-    assert_eq!(known.frame, terminal("stopped"));
+    let stored = stored_outcome(case.keep(&message, &owner, number, "all").await);
+    assert_eq!(stored.frame, terminal_frame("stopped"));
     let turns = case.context(&message.conversation).await;
     assert_eq!(turns[0].answer, "stopped");
 }
@@ -199,8 +210,8 @@ pub(crate) async fn scenario_14_cancel_after_the_outcome(backend: &dyn Backend) 
     case.answer(&message, "all").await;
     let result = case.fanout.cancel(&case.user, &message.message_id).await;
     assert_eq!(result.unwrap(), CancelResult::AlreadyDone);
-    let known = outcome(case.begin(&message, &Owner::random(), 0).await);
-    assert_eq!(known.frame, terminal("all"));
+    let stored = ended_outcome(case.begin(&message, &Owner::random(), 0).await);
+    assert_eq!(stored.frame, terminal_frame("all"));
 }
 
 pub(crate) async fn scenario_15_message_admitted_by_two_gateways_is_answered_once(
@@ -208,17 +219,17 @@ pub(crate) async fn scenario_15_message_admitted_by_two_gateways_is_answered_onc
 ) {
     let case = Case::new(backend).await;
     let message = case.message();
-    let (one, other) = tokio::join!(case.admit(&message), case.admit(&message));
+    let (first, second) = tokio::join!(case.admit(&message), case.admit(&message));
     assert_eq!(
-        (one, other),
+        (first, second),
         (AdmissionDecision::New, AdmissionDecision::New)
     );
     assert_eq!(case.read(None).await.pending.len(), 1);
     // The log has two records: the first one is answered, and the second gets the same outcome
     // without a model call.
     case.answer(&message, "once").await;
-    let known = outcome(case.begin(&message, &Owner::random(), 0).await);
-    assert_eq!(known.frame, terminal("once"));
+    let stored = ended_outcome(case.begin(&message, &Owner::random(), 0).await);
+    assert_eq!(stored.frame, terminal_frame("once"));
     assert!(is_published(case.deliver(&message, 1, "once").await));
     assert_eq!(
         case.deliver(&message, 2, "once").await,
@@ -230,28 +241,31 @@ pub(crate) async fn scenario_15_message_admitted_by_two_gateways_is_answered_onc
 pub(crate) async fn lease_excludes_other_owners_until_it_expires(backend: &dyn Backend) {
     let case = Case::new(backend).await;
     let message = case.message();
-    let (first_owner, other) = (Owner::random(), Owner::random());
+    let (first_owner, other_owner) = (Owner::random(), Owner::random());
     case.begin(&message, &first_owner, 0).await;
-    let BeginResponse::Busy(first) = case.begin(&message, &other, 0).await else {
-        panic!("the lease does not exclude another owner");
+    let BeginResponse::Busy(remaining) = case.begin(&message, &other_owner, 0).await else {
+        panic!("expected the lease to exclude another owner");
     };
-    assert!(first <= chatmesh::fanout::LEASE, "{first:?}");
-    tokio::time::sleep(first / 2).await;
+    assert!(remaining <= chatmesh::fanout::LEASE, "{remaining:?}");
+    tokio::time::sleep(remaining / 2).await;
     let renewed = case.live(&message, &first_owner, 1, None).await;
     assert_eq!(renewed, LiveResponse::Written);
-    tokio::time::sleep(first / 2 + std::time::Duration::from_millis(50)).await;
+    tokio::time::sleep(remaining / 2 + std::time::Duration::from_millis(50)).await;
     assert!(matches!(
-        case.begin(&message, &other, 0).await,
+        case.begin(&message, &other_owner, 0).await,
         BeginResponse::Busy(_)
     ));
-    assert_eq!(attempt(&case.begin_when_free(&message, &other, 0).await), 2);
+    assert_eq!(
+        attempt_number(&case.begin_when_free(&message, &other_owner, 0).await),
+        2
+    );
     assert_eq!(
         case.live(&message, &first_owner, 1, None).await,
         LiveResponse::Fenced
     );
 }
 
-pub(crate) async fn live_distinguishes_fenced_lost_and_expected(backend: &dyn Backend) {
+pub(crate) async fn live_distinguishes_fenced_lost_and_out_of_order_deltas(backend: &dyn Backend) {
     let case = Case::new(backend).await;
     let message = case.message();
     let owner = Owner::random();
@@ -264,12 +278,12 @@ pub(crate) async fn live_distinguishes_fenced_lost_and_expected(backend: &dyn Ba
         let response = case.live(&message, &owner, 1, Some((index, "x"))).await;
         assert_eq!(response, LiveResponse::OutOfOrder(expected));
     }
-    for (who, number) in [(&owner, 2), (&Owner::random(), 1)] {
-        let response = case.live(&message, who, number, Some((1, "x"))).await;
+    for (caller, number) in [(&owner, 2), (&Owner::random(), 1)] {
+        let response = case.live(&message, caller, number, Some((1, "x"))).await;
         assert_eq!(response, LiveResponse::Fenced);
     }
     assert_eq!(case.read(None).await.in_flight[0].text, "a");
-    kept(case.keep(&message, &owner, 1, "a").await);
+    stored_outcome(case.keep(&message, &owner, 1, "a").await);
     let late = case.live(&message, &owner, 1, Some((1, "b"))).await;
     assert_eq!(late, LiveResponse::Fenced);
 }
@@ -278,10 +292,10 @@ pub(crate) async fn keep_without_an_answer_in_flight_stores_the_outcome(backend:
     let mut case = Case::new(backend).await;
     let message = case.message();
     let owner = Owner::random();
-    let number = attempt(&case.begin(&message, &owner, 0).await);
+    let number = attempt_number(&case.begin(&message, &owner, 0).await);
     case.lose_data().await;
-    let known = kept(case.keep(&message, &owner, number, "saved").await);
-    assert_eq!(known.frame, terminal("saved"));
+    let stored = stored_outcome(case.keep(&message, &owner, number, "saved").await);
+    assert_eq!(stored.frame, terminal_frame("saved"));
     assert_eq!(case.context(&message.conversation).await.len(), 1);
 }
 
@@ -290,7 +304,7 @@ pub(crate) async fn keep_of_another_attempt_is_fenced(backend: &dyn Backend) {
     let message = case.message();
     let owner = Owner::random();
     case.begin(&message, &owner, 0).await;
-    let number = attempt(&case.begin(&message, &owner, 1).await);
+    let number = attempt_number(&case.begin(&message, &owner, 1).await);
     let stale = case.keep(&message, &owner, number - 1, "stale").await;
     assert_eq!(stale, KeepResponse::Fenced);
     assert!(case.context(&message.conversation).await.is_empty());
@@ -304,17 +318,17 @@ pub(crate) async fn repeated_calls_change_nothing(backend: &dyn Backend) {
         assert_eq!(case.admit(&message).await, AdmissionDecision::New);
     }
     for _ in 0..2 {
-        assert_eq!(attempt(&case.begin(&message, &owner, 0).await), 1);
+        assert_eq!(attempt_number(&case.begin(&message, &owner, 0).await), 1);
     }
     let written = case.live(&message, &owner, 1, Some((0, "a"))).await;
     assert_eq!(written, LiveResponse::Written);
-    let again = case.live(&message, &owner, 1, Some((0, "a"))).await;
-    assert_eq!(again, LiveResponse::OutOfOrder(1));
+    let repeated = case.live(&message, &owner, 1, Some((0, "a"))).await;
+    assert_eq!(repeated, LiveResponse::OutOfOrder(1));
     for _ in 0..2 {
-        let known = kept(case.keep(&message, &owner, 1, "a").await);
-        assert_eq!(known.frame, terminal("a"));
+        let stored = stored_outcome(case.keep(&message, &owner, 1, "a").await);
+        assert_eq!(stored.frame, terminal_frame("a"));
     }
-    let numbered = case.read(None).await.number.n;
+    let number_before = case.read(None).await.number.n;
     assert!(is_published(case.deliver(&message, 3, "a").await));
     for _ in 0..2 {
         assert_eq!(
@@ -323,17 +337,21 @@ pub(crate) async fn repeated_calls_change_nothing(backend: &dyn Backend) {
         );
     }
     let view = case.read(None).await;
-    assert_eq!(view.number.n, numbered + 1, "a repeat was published");
-    assert_eq!(view.end, case.at(3));
+    assert_eq!(
+        view.number.n,
+        number_before + 1,
+        "expected no publication of a repeated call"
+    );
+    assert_eq!(view.end, case.position(3));
     assert!(view.in_flight.is_empty() && view.pending.is_empty());
     assert_eq!(case.context(&message.conversation).await.len(), 1);
-    // Late repeats of calls before the delivery reopen nothing.
+    // Calls that are repeated after the delivery do not open the message again.
     assert_eq!(
-        outcome(case.begin(&message, &owner, 0).await).delivered_at,
-        Some(case.at(3))
+        ended_outcome(case.begin(&message, &owner, 0).await).delivered_at,
+        Some(case.position(3))
     );
-    let known = kept(case.keep(&message, &owner, 1, "b").await);
-    assert_eq!(known.frame, terminal("a"));
+    let stored = stored_outcome(case.keep(&message, &owner, 1, "b").await);
+    assert_eq!(stored.frame, terminal_frame("a"));
     assert!(case.read(None).await.in_flight.is_empty());
 }
 
@@ -341,12 +359,12 @@ pub(crate) async fn text_in_flight_is_returned_until_the_delivery(backend: &dyn 
     let case = Case::new(backend).await;
     let message = case.message();
     let owner = Owner::random();
-    let number = attempt(&case.begin(&message, &owner, 0).await);
+    let number = attempt_number(&case.begin(&message, &owner, 0).await);
     case.live(&message, &owner, number, Some((0, "text"))).await;
-    kept(case.keep(&message, &owner, number, "text").await);
-    let shown = &case.read(None).await.in_flight[0];
-    assert_eq!(shown.message_id, message.message_id);
-    assert_eq!((shown.text.as_str(), shown.index), ("text", 1));
+    stored_outcome(case.keep(&message, &owner, number, "text").await);
+    let answer = &case.read(None).await.in_flight[0];
+    assert_eq!(answer.message_id, message.message_id);
+    assert_eq!((answer.text.as_str(), answer.index), ("text", 1));
     case.deliver(&message, 0, "text").await;
     assert!(case.read(None).await.in_flight.is_empty());
 }
@@ -354,28 +372,43 @@ pub(crate) async fn text_in_flight_is_returned_until_the_delivery(backend: &dyn 
 pub(crate) async fn delivery_count_counts_owners_and_not_their_repeats(backend: &dyn Backend) {
     let case = Case::new(backend).await;
     let message = case.message();
-    let (one, other) = (Owner::random(), Owner::random());
-    let counted = |response: BeginResponse| match response {
+    let (first_owner, second_owner) = (Owner::random(), Owner::random());
+    let attempt_and_count = |response: BeginResponse| match response {
         BeginResponse::Attempt {
             number,
             delivery_count,
             ..
         } => (number, delivery_count),
-        begun => panic!("expected an attempt, got {begun:?}"),
+        response => panic!("expected an attempt, got {response:?}"),
     };
-    assert_eq!(counted(case.begin(&message, &one, 0).await), (1, 1));
-    assert_eq!(counted(case.begin(&message, &one, 0).await), (1, 1));
-    assert_eq!(counted(case.begin(&message, &one, 1).await), (2, 1));
     assert_eq!(
-        counted(case.begin_when_free(&message, &other, 0).await),
+        attempt_and_count(case.begin(&message, &first_owner, 0).await),
+        (1, 1)
+    );
+    assert_eq!(
+        attempt_and_count(case.begin(&message, &first_owner, 0).await),
+        (1, 1)
+    );
+    assert_eq!(
+        attempt_and_count(case.begin(&message, &first_owner, 1).await),
+        (2, 1)
+    );
+    assert_eq!(
+        attempt_and_count(case.begin_when_free(&message, &second_owner, 0).await),
         (3, 2)
     );
-    assert_eq!(counted(case.begin(&message, &other, 3).await), (4, 2));
-    // The first one again, after the second has stalled.
     assert_eq!(
-        counted(case.begin_when_free(&message, &one, 2).await),
+        attempt_and_count(case.begin(&message, &second_owner, 3).await),
+        (4, 2)
+    );
+    // The first owner begins again, after the second owner has stalled.
+    assert_eq!(
+        attempt_and_count(case.begin_when_free(&message, &first_owner, 2).await),
         (5, 2)
     );
-    let next = case.message();
-    assert_eq!(counted(case.begin(&next, &one, 0).await), (1, 1));
+    let next_message = case.message();
+    assert_eq!(
+        attempt_and_count(case.begin(&next_message, &first_owner, 0).await),
+        (1, 1)
+    );
 }

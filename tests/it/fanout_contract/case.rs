@@ -1,4 +1,4 @@
-//! Helpers of the suite: each test has a user of its own.
+//! Helpers of the suite. Each test has a user of its own.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,32 +35,32 @@ pub(crate) struct Case<'a> {
     pub(crate) epoch: Epoch,
 }
 
-pub(crate) fn unique() -> String {
+pub(crate) fn unique_id() -> String {
     uuid::Uuid::new_v4().simple().to_string()
 }
 
-pub(crate) fn attempt(response: &BeginResponse) -> u32 {
+pub(crate) fn attempt_number(response: &BeginResponse) -> u32 {
     match response {
         BeginResponse::Attempt { number, .. } => *number,
         other => panic!("expected an attempt, got {other:?}"),
     }
 }
 
-pub(crate) fn outcome(response: BeginResponse) -> StoredOutcome {
+pub(crate) fn ended_outcome(response: BeginResponse) -> StoredOutcome {
     match response {
         BeginResponse::Ended(outcome) => outcome,
         other => panic!("expected an outcome, got {other:?}"),
     }
 }
 
-pub(crate) fn kept(response: KeepResponse) -> StoredOutcome {
+pub(crate) fn stored_outcome(response: KeepResponse) -> StoredOutcome {
     match response {
         KeepResponse::Outcome(outcome) | KeepResponse::Appended(outcome, _) => outcome,
         KeepResponse::Fenced => panic!("expected an outcome, got fenced"),
     }
 }
 
-pub(crate) fn terminal(text: &str) -> String {
+pub(crate) fn terminal_frame(text: &str) -> String {
     format!(r#"{{"type":"response","content":"{text}"}}"#)
 }
 
@@ -70,7 +70,7 @@ impl<'a> Case<'a> {
     }
 
     pub(crate) async fn with_bounds(backend: &'a dyn Backend, bounds: Bounds) -> Case<'a> {
-        let user = UserId::parse(&format!("u-{}", unique())).unwrap();
+        let user = UserId::parse(&format!("u-{}", unique_id())).unwrap();
         Self::for_user(backend, bounds, user).await
     }
 
@@ -83,7 +83,7 @@ impl<'a> Case<'a> {
             backend,
             fanout: backend.open(bounds).await,
             user,
-            epoch: Epoch::new(&unique(), "0", 3),
+            epoch: Epoch::new(&unique_id(), "0", 3),
         }
     }
 
@@ -106,7 +106,7 @@ impl<'a> Case<'a> {
         }
     }
 
-    pub(crate) fn at(&self, offset: i64) -> Position {
+    pub(crate) fn position(&self, offset: i64) -> Position {
         Position {
             epoch: self.epoch.clone(),
             offset,
@@ -115,7 +115,7 @@ impl<'a> Case<'a> {
 
     pub(crate) fn new_outcome(message: &MessageRef, text: &str, status: TurnStatus) -> NewOutcome {
         NewOutcome {
-            frame: terminal(text),
+            frame: terminal_frame(text),
             turn: Turn {
                 message_id: message.message_id.clone(),
                 question: Some(format!("question {}", message.message_id)),
@@ -140,7 +140,7 @@ impl<'a> Case<'a> {
         owner: &Owner,
         last_attempt: u32,
     ) -> BeginResponse {
-        let call = BeginRequest {
+        let request = BeginRequest {
             message: message.clone(),
             owner: owner.clone(),
             last_attempt,
@@ -148,10 +148,10 @@ impl<'a> Case<'a> {
                 .into(),
             history: None,
         };
-        self.fanout.begin(call).await.unwrap()
+        self.fanout.begin(request).await.unwrap()
     }
 
-    /// Calls `begin` again after each lease of another owner has expired.
+    /// Repeats `begin` until no other owner has a lease.
     pub(crate) async fn begin_when_free(
         &self,
         message: &MessageRef,
@@ -175,13 +175,13 @@ impl<'a> Case<'a> {
         attempt: u32,
         delta: Option<(u32, &str)>,
     ) -> LiveResponse {
-        let call = LiveRequest {
+        let request = LiveRequest {
             message: message.clone(),
             owner: owner.clone(),
             attempt,
             delta: delta.map(|(index, text)| (index, text.to_owned())),
         };
-        self.fanout.live(call).await.unwrap()
+        self.fanout.live(request).await.unwrap()
     }
 
     pub(crate) async fn keep(
@@ -203,21 +203,21 @@ impl<'a> Case<'a> {
         text: &str,
         status: TurnStatus,
     ) -> KeepResponse {
-        let call = KeepRequest {
+        let request = KeepRequest {
             message: message.clone(),
             owner: owner.clone(),
             attempt,
             outcome: Self::new_outcome(message, text, status).into(),
             cancelled_outcome: Self::new_outcome(message, "stopped", TurnStatus::Cancelled).into(),
         };
-        self.fanout.keep(call).await.unwrap()
+        self.fanout.keep(request).await.unwrap()
     }
 
     /// Answers a message: begins it and stores its outcome.
     pub(crate) async fn answer(&self, message: &MessageRef, text: &str) {
         let owner = Owner::random();
-        let number = attempt(&self.begin(message, &owner, 0).await);
-        kept(self.keep(message, &owner, number, text).await);
+        let number = attempt_number(&self.begin(message, &owner, 0).await);
+        stored_outcome(self.keep(message, &owner, number, text).await);
     }
 
     pub(crate) fn delivery(&self, message: &MessageRef, offset: i64, text: &str) -> DeliverRequest {
@@ -225,11 +225,11 @@ impl<'a> Case<'a> {
             user: message.user.clone(),
             message_id: message.message_id.clone(),
             conversation: Some(message.conversation.clone()),
-            position: self.at(offset),
+            position: self.position(offset),
             known_end: None,
             logged_at_ms: None,
             is_rewind: false,
-            frame: terminal(text),
+            frame: terminal_frame(text),
             answer: text.to_owned(),
             status: TurnStatus::Answered,
         }
@@ -245,22 +245,22 @@ impl<'a> Case<'a> {
             .await
     }
 
-    pub(crate) async fn deliver_call(&self, call: DeliverRequest) -> DeliverResponse {
-        self.fanout.deliver(call).await.unwrap()
+    pub(crate) async fn deliver_call(&self, request: DeliverRequest) -> DeliverResponse {
+        self.fanout.deliver(request).await.unwrap()
     }
 
     pub(crate) async fn read(&self, after: Option<&Position>) -> UserView {
-        let call = ReadRequest {
+        let request = ReadRequest {
             user: self.user.clone(),
             after: after.cloned(),
             from_start: false,
             max_bytes: 1 << 20,
         };
-        self.fanout.read(call).await.unwrap()
+        self.fanout.read(request).await.unwrap()
     }
 
-    /// The frames after a position; `None` where the mailbox may lack some of them.
-    pub(crate) async fn after(&self, after: &Position) -> Option<Vec<(i64, String)>> {
+    /// The frames after a position, or `None` if the mailbox may lack some of them.
+    pub(crate) async fn frames_after(&self, after: &Position) -> Option<Vec<(i64, String)>> {
         let view = self.read(Some(after)).await;
         assert!(view.recovered || view.frames.is_empty());
         let frames = view.frames.into_iter();

@@ -11,19 +11,20 @@ use chatmesh::protocol::sequence_number::SequenceNumber;
 use serde_json::Value;
 use tokio::sync::mpsc::Receiver;
 
-use super::case::{Backend, Case, attempt, kept, terminal};
+use super::case::{Backend, Case, attempt_number, stored_outcome, terminal_frame};
 
-const LIMIT: Duration = Duration::from_secs(20);
+/// The time within which an event must arrive.
+const EVENT_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The next event of a feed; fails when none arrives.
+/// Waits for the next event of a feed. Panics if none arrives in time.
 pub(crate) async fn next_event(events: &mut Receiver<FeedEvent>) -> FeedEvent {
-    tokio::time::timeout(LIMIT, events.recv())
+    tokio::time::timeout(EVENT_TIMEOUT, events.recv())
         .await
-        .expect("no event arrives")
-        .expect("the feed has ended")
+        .expect("an event arrives in time")
+        .expect("the feed has not ended")
 }
 
-/// The next frame of this user. A gap fails the test, because its server loses nothing.
+/// Waits for the next frame of the test's user. Panics at a gap, because no frame is lost.
 pub(crate) async fn next_frame(
     case: &Case<'_>,
     events: &mut Receiver<FeedEvent>,
@@ -37,7 +38,7 @@ pub(crate) async fn next_frame(
             assert_eq!(user, case.user);
             (channel, serde_json::from_slice(&payload).unwrap())
         }
-        FeedEvent::Gap => panic!("a gap without a loss"),
+        FeedEvent::Gap => panic!("expected a frame, got a gap"),
     }
 }
 
@@ -52,11 +53,11 @@ pub(crate) async fn frames_arrive_in_order_and_numbered_across_both_channels(
     let counter = case.read(None).await.number.counter;
     let message = case.message();
     let owner = Owner::random();
-    let first = attempt(&case.begin(&message, &owner, 0).await);
+    let first = attempt_number(&case.begin(&message, &owner, 0).await);
     case.live(&message, &owner, first, Some((0, "a\"b"))).await;
-    let second = attempt(&case.begin(&message, &owner, first).await);
+    let second = attempt_number(&case.begin(&message, &owner, first).await);
     case.live(&message, &owner, second, Some((0, "c"))).await;
-    kept(case.keep(&message, &owner, second, "c").await);
+    stored_outcome(case.keep(&message, &owner, second, "c").await);
     case.deliver(&message, 0, "c").await;
 
     let expected = [
@@ -67,8 +68,11 @@ pub(crate) async fn frames_arrive_in_order_and_numbered_across_both_channels(
     ];
     let mut frames = Vec::new();
     for (index, (channel, kind)) in expected.into_iter().enumerate() {
-        let (by, frame) = next_frame(&case, &mut events).await;
-        assert_eq!((by, frame["type"].as_str()), (channel, Some(kind)));
+        let (actual_channel, frame) = next_frame(&case, &mut events).await;
+        assert_eq!(
+            (actual_channel, frame["type"].as_str()),
+            (channel, Some(kind))
+        );
         assert_eq!(frame["n"], index as u64 + 1);
         assert_eq!(frame["n_id"], *counter);
         frames.push(frame);
@@ -90,9 +94,9 @@ pub(crate) async fn rewind_publishes_on_the_live_channel_only(backend: &dyn Back
     for channel in [Channel::Terminal, Channel::Live] {
         feed.subscribe(&case.user, channel).await.unwrap();
     }
-    let mut rewound = case.delivery(&case.message(), 0, "old");
-    rewound.is_rewind = true;
-    case.deliver_call(rewound).await;
+    let mut rewind_delivery = case.delivery(&case.message(), 0, "old");
+    rewind_delivery.is_rewind = true;
+    case.deliver_call(rewind_delivery).await;
     case.deliver(&case.message(), 1, "new").await;
     let (channel, frame) = next_frame(&case, &mut events).await;
     assert_eq!(
@@ -117,12 +121,13 @@ pub(crate) async fn unsubscribed_channel_delivers_nothing_more(backend: &dyn Bac
     feed.unsubscribe(&case.user, Channel::Terminal)
         .await
         .unwrap();
-    // Its confirmation covers everything sent before on the same connections.
+    // Once this subscription is confirmed, the unsubscription has taken effect, because the server
+    // processes the requests of one connection in order.
     feed.subscribe(&case.user, Channel::Live).await.unwrap();
     case.deliver(&case.message(), 1, "b").await;
-    let mut rewound = case.delivery(&case.message(), 2, "c");
-    rewound.is_rewind = true;
-    case.deliver_call(rewound).await;
+    let mut rewind_delivery = case.delivery(&case.message(), 2, "c");
+    rewind_delivery.is_rewind = true;
+    case.deliver_call(rewind_delivery).await;
     let (channel, frame) = next_frame(&case, &mut events).await;
     assert_eq!(
         (channel, frame["content"].as_str()),
@@ -140,9 +145,12 @@ pub(crate) async fn slow_reader_gets_a_gap(backend: &dyn Backend) {
     let mut frames = 0;
     while matches!(next_event(&mut events).await, FeedEvent::Frame { .. }) {
         frames += 1;
-        assert!(frames <= 4, "more than the queue's capacity");
+        assert!(
+            frames <= 4,
+            "expected at most 4 frames, the capacity of the queue"
+        );
     }
-    // The dropped frames can be read, and later ones are delivered again.
+    // The dropped frames can be read from the mailbox, and later ones reach the feed again.
     assert_eq!(case.read(None).await.number.n, 20);
     loop {
         let offset = case.read(None).await.end.offset + 1;
@@ -166,7 +174,10 @@ pub(crate) async fn scenario_11_recreated_counter_has_another_id(backend: &dyn B
     case.lose_data().await;
     case.deliver(&case.message(), 1, "b").await;
     let after = case.read(None).await;
-    assert_eq!(after.number.n, before.number.n, "the same number");
+    assert_eq!(
+        after.number.n, before.number.n,
+        "expected the same number from another counter"
+    );
     assert_ne!(after.number.counter, before.number.counter);
 }
 
@@ -174,47 +185,54 @@ pub(crate) async fn scenario_4_deltas_after_data_loss_start_at_index_zero(backen
     let mut case = Case::new(backend).await;
     let message = case.message();
     let (first, second) = (Owner::random(), Owner::random());
-    let (_feed, mut events) = subscribed(&case, &[Channel::Live]).await;
+    let (_feed, mut events) = open_subscribed_feed(&case, &[Channel::Live]).await;
     case.begin(&message, &first, 0).await;
     case.live(&message, &first, 1, Some((0, "ol"))).await;
     case.live(&message, &first, 1, Some((1, "d"))).await;
     next_frame(&case, &mut events).await;
-    let (_, seen) = next_frame(&case, &mut events).await;
+    let (_, earlier_frame) = next_frame(&case, &mut events).await;
     case.lose_data().await;
-    let (_feed, mut events) = subscribed(&case, &[Channel::Live]).await;
+    let (_feed, mut events) = open_subscribed_feed(&case, &[Channel::Live]).await;
     // The attempt has the same number again. Only the index shows that the text starts over, and
     // only the counter's id that the earlier sequence numbers are void.
-    assert_eq!(attempt(&case.begin(&message, &second, 0).await), 1);
+    assert_eq!(attempt_number(&case.begin(&message, &second, 0).await), 1);
     let skipped = case.live(&message, &second, 1, Some((2, "!"))).await;
     assert_eq!(skipped, LiveResponse::OutOfOrder(0));
     case.live(&message, &second, 1, Some((0, "new"))).await;
     let (_, frame) = next_frame(&case, &mut events).await;
     assert_eq!((&frame["attempt"], &frame["index"]), (&1.into(), &0.into()));
     assert_eq!(frame["content"], "new");
-    assert_ne!(frame["n_id"], seen["n_id"]);
+    assert_ne!(frame["n_id"], earlier_frame["n_id"]);
 }
 
 pub(crate) async fn scenario_8_message_resent_while_its_frame_is_in_transit_gets_the_same_outcome(
     backend: &dyn Backend,
 ) {
     let case = Case::new(backend).await;
-    let (_feed, mut events) = subscribed(&case, &[Channel::Terminal]).await;
+    let (_feed, mut events) = open_subscribed_feed(&case, &[Channel::Terminal]).await;
     let message = case.message();
     let before = case.read(None).await.end;
     case.admit(&message).await;
     case.answer(&message, "text").await;
     case.deliver(&message, 7, "text").await;
-    // The live frame is not read yet. Its position tells the connection, which is at `before`, that
-    // the same frame arrives live or by a `read`.
+    // The test has not received the published frame yet. The connection is at position `before`, so
+    // the position in the response shows that the same frame follows, published or by a `read`.
     let resent = case.admit(&message).await;
     assert_eq!(
         resent,
-        AdmissionDecision::Delivered(terminal("text"), case.at(7))
+        AdmissionDecision::Delivered(terminal_frame("text"), case.position(7))
     );
-    assert_eq!(case.after(&before).await, Some(vec![(7, terminal("text"))]));
+    assert_eq!(
+        case.frames_after(&before).await,
+        Some(vec![(7, terminal_frame("text"))])
+    );
     let (_, frame) = next_frame(&case, &mut events).await;
     assert_eq!(frame["content"], "text");
-    assert_eq!(case.read(None).await.number.n, 1, "a resend was published");
+    assert_eq!(
+        case.read(None).await.number.n,
+        1,
+        "expected no publication of a resend"
+    );
 }
 
 pub(crate) async fn scenario_10_lost_publication_is_found_by_a_read(backend: &dyn Backend) {
@@ -224,14 +242,14 @@ pub(crate) async fn scenario_10_lost_publication_is_found_by_a_read(backend: &dy
     let before = case.read(None).await;
     assert_eq!(before.pending.len(), 1);
     case.answer(&message, "text").await;
-    // Nobody has subscribed.
+    // The user has no subscriber.
     assert_eq!(
         case.deliver(&message, 0, "text").await,
         DeliverResponse::Published(0)
     );
     let view = case.read(Some(&before.end)).await;
     assert!(view.recovered && view.pending.is_empty() && view.in_flight.is_empty());
-    assert_eq!(view.frames, [(case.at(0), terminal("text"))]);
+    assert_eq!(view.frames, [(case.position(0), terminal_frame("text"))]);
     assert_eq!(
         view.number,
         SequenceNumber::new(&before.number.counter, before.number.n + 1)
@@ -240,7 +258,7 @@ pub(crate) async fn scenario_10_lost_publication_is_found_by_a_read(backend: &dy
 
 pub(crate) async fn accepted_is_published_until_the_message_has_an_outcome(backend: &dyn Backend) {
     let case = Case::new(backend).await;
-    let (_feed, mut events) = subscribed(&case, &[Channel::Live]).await;
+    let (_feed, mut events) = open_subscribed_feed(&case, &[Channel::Live]).await;
     let message = case.message();
     case.admit(&message).await;
     let accepted = r#"{"type":"accepted","content":"a\"}"}"#;
@@ -260,17 +278,23 @@ pub(crate) async fn accepted_is_published_until_the_message_has_an_outcome(backe
     case.deliver(&message, 0, "text").await;
     case.fanout.accept(&message, accepted.into()).await.unwrap();
     assert_eq!(case.read(None).await.number.n, 3);
-    let other = case.message();
-    case.fanout.accept(&other, accepted.into()).await.unwrap();
+    let other_message = case.message();
+    case.fanout
+        .accept(&other_message, accepted.into())
+        .await
+        .unwrap();
     let (_, frame) = next_frame(&case, &mut events).await;
-    assert_eq!(frame["n"], 4, "accepted was published after the outcome");
+    assert_eq!(
+        frame["n"], 4,
+        "expected no publication of `accepted` after the outcome"
+    );
 }
 
 pub(crate) async fn cancel_notifies_the_worker(backend: &dyn Backend) {
     let case = Case::new(backend).await;
-    let (feed, mut events) = subscribed(&case, &[Channel::Cancel, Channel::Live]).await;
+    let (feed, mut events) = open_subscribed_feed(&case, &[Channel::Cancel, Channel::Live]).await;
     let message = case.message();
-    // In flight but not pending: no gateway admitted it, or the pending entry was lost.
+    // The answer is in flight and the message is not pending, as after the loss of the entry.
     case.begin(&message, &Owner::random(), 0).await;
     for _ in 0..2 {
         let result = case.fanout.cancel(&case.user, &message.message_id).await;
@@ -285,10 +309,11 @@ pub(crate) async fn cancel_notifies_the_worker(backend: &dyn Backend) {
     assert_eq!(
         case.read(None).await.number.n,
         0,
-        "a notice used a sequence number"
+        "expected no sequence number for a notice"
     );
     feed.unsubscribe(&case.user, Channel::Cancel).await.unwrap();
-    // Its confirmation covers everything sent before on the same connections.
+    // Once this subscription is confirmed, the unsubscription has taken effect, because the server
+    // processes the requests of one connection in order.
     feed.subscribe(&case.user, Channel::Live).await.unwrap();
     case.fanout
         .cancel(&case.user, &message.message_id)
@@ -302,7 +327,10 @@ pub(crate) async fn cancel_notifies_the_worker(backend: &dyn Backend) {
 }
 
 /// Opens a feed with subscriptions to the user's channels.
-async fn subscribed(case: &Case<'_>, channels: &[Channel]) -> (Arc<dyn Feed>, Receiver<FeedEvent>) {
+async fn open_subscribed_feed(
+    case: &Case<'_>,
+    channels: &[Channel],
+) -> (Arc<dyn Feed>, Receiver<FeedEvent>) {
     let (feed, events) = case.fanout.open_feed(100).await.unwrap();
     for channel in channels {
         feed.subscribe(&case.user, *channel).await.unwrap();

@@ -25,30 +25,34 @@ pub(crate) async fn message_rate_is_one_budget_for_all_gateways(backend: &dyn Ba
         ..UserLimits::default()
     });
     let case = Case::with_bounds(backend, bounds.clone()).await;
-    // A second gateway, and all messages at once: exactly four are allowed.
-    let other = backend.open(bounds).await;
+    // Two gateways admit all messages at the same time. Exactly four are allowed.
+    let other_gateway = backend.open(bounds).await;
     let messages: Vec<_> = (0..12).map(|_| case.message()).collect();
     let calls = messages.iter().enumerate().map(|(i, message)| {
-        let fanout = if i % 2 == 0 { &case.fanout } else { &other };
+        let fanout = if i % 2 == 0 {
+            &case.fanout
+        } else {
+            &other_gateway
+        };
         fanout.admit(message, "question")
     });
-    let answers = futures_util::future::join_all(calls).await;
+    let responses = futures_util::future::join_all(calls).await;
     let mut admitted = Vec::new();
-    for (message, answer) in messages.iter().zip(answers) {
-        match answer.unwrap().decision {
+    for (message, response) in messages.iter().zip(responses) {
+        match response.unwrap().decision {
             AdmissionDecision::New => admitted.push(message),
             AdmissionDecision::Refused(Limit::Rate(wait)) => {
-                // A quarter of the window until the next one.
+                // The next message is allowed after a quarter of the window.
                 assert!(wait <= Duration::from_secs(900), "{wait:?}");
                 assert!(wait > Duration::from_secs(850), "{wait:?}");
             }
-            other => panic!("{other:?}"),
+            decision => panic!("expected an admission or a rate limit, got {decision:?}"),
         }
     }
     assert_eq!(admitted.len(), 4);
     // A repeated call and a message that is sent again do not count, and are not refused.
     assert_eq!(case.admit(admitted[0]).await, AdmissionDecision::New);
-    // Refused messages left nothing behind.
+    // Refused messages are not pending.
     assert_eq!(case.read(None).await.pending.len(), 4);
     // Messages with an outcome still count.
     for message in admitted {
@@ -86,7 +90,7 @@ pub(crate) async fn message_rate_recovers_with_time(backend: &dyn Backend) {
         let message = case.message();
         while let AdmissionDecision::Refused(limit) = case.admit(&message).await {
             let Limit::Rate(wait) = limit else {
-                panic!("{limit:?}");
+                panic!("expected a rate limit, got {limit:?}");
             };
             assert!(wait <= Duration::from_millis(500), "{wait:?}");
             tokio::time::sleep(wait).await;
@@ -102,17 +106,17 @@ pub(crate) async fn pending_messages_are_limited(backend: &dyn Backend) {
         ..UserLimits::default()
     });
     let case = Case::with_bounds(backend, bounds).await;
-    let (one, two) = (case.message(), case.message());
-    case.admit(&one).await;
-    case.admit(&two).await;
+    let (first, second) = (case.message(), case.message());
+    case.admit(&first).await;
+    case.admit(&second).await;
     let third = case.message();
     assert_eq!(
         case.admit(&third).await,
         AdmissionDecision::Refused(Limit::Pending)
     );
-    assert_eq!(case.admit(&one).await, AdmissionDecision::New);
-    case.answer(&one, "text").await;
-    case.deliver(&one, 1, "text").await;
+    assert_eq!(case.admit(&first).await, AdmissionDecision::New);
+    case.answer(&first, "text").await;
+    case.deliver(&first, 1, "text").await;
     assert_eq!(case.admit(&third).await, AdmissionDecision::New);
 }
 
@@ -131,8 +135,8 @@ pub(crate) async fn conversations_are_limited(backend: &dyn Backend) {
     let third = case.message_in(&conversation("c"));
     let refused = AdmissionDecision::Refused(Limit::Conversations);
     assert_eq!(case.admit(&third).await, refused);
-    let known = case.message_in(&conversation("b"));
-    assert_eq!(case.admit(&known).await, AdmissionDecision::New);
+    let further_message = case.message_in(&conversation("b"));
+    assert_eq!(case.admit(&further_message).await, AdmissionDecision::New);
     case.fanout
         .forget(&case.user, Some(&conversation("a")))
         .await
@@ -181,21 +185,24 @@ pub(crate) async fn daily_tokens_are_counted_once(backend: &dyn Backend) {
         let message = case.message();
         assert_eq!(case.admit(&message).await, AdmissionDecision::New);
         let owner = Owner::random();
-        let attempt = attempt(&case.begin(&message, &owner, 0).await);
+        let attempt = attempt_number(&case.begin(&message, &owner, 0).await);
         let mut outcome = Case::new_outcome(&message, "text", TurnStatus::Answered);
         outcome.frame = format!(
             r#"{{"type":"response","content":"text","usage":{{"prompt_tokens":1,"completion_tokens":1,"total_tokens":{tokens}}}}}"#
         );
-        let call = KeepRequest {
+        let request = KeepRequest {
             cancelled_outcome: Case::new_outcome(&message, "", TurnStatus::Cancelled).into(),
             message,
             owner,
             attempt,
             outcome: outcome.into(),
         };
-        // The second call is a repeat by the client library.
-        let first = kept(case.fanout.keep(call.clone()).await.unwrap());
-        assert_eq!(kept(case.fanout.keep(call).await.unwrap()), first);
+        // The Redis client may send a call twice. The second call must not count.
+        let first = stored_outcome(case.fanout.keep(request.clone()).await.unwrap());
+        assert_eq!(
+            stored_outcome(case.fanout.keep(request).await.unwrap()),
+            first
+        );
     };
     spend(60).await;
     spend(40).await;
@@ -203,7 +210,7 @@ pub(crate) async fn daily_tokens_are_counted_once(backend: &dyn Backend) {
         AdmissionDecision::Refused(Limit::Tokens(wait)) => {
             assert!(wait <= Duration::from_secs(86_400), "{wait:?}");
         }
-        other => panic!("{other:?}"),
+        decision => panic!("expected the limit of tokens, got {decision:?}"),
     }
 }
 
@@ -237,8 +244,8 @@ pub(crate) async fn revocation_is_recorded_published_and_removes_the_token(backe
     assert_eq!(frame["userid"], case.user.as_str());
     // A second revocation never moves the time back, and does not affect other users.
     case.fanout.revoke(&case.user).await.unwrap();
-    let again = case.fanout.revoked_at(&case.user).await.unwrap().unwrap();
-    assert!(again >= at_ms);
-    let other = UserId::parse(&format!("{}.", case.user)).unwrap();
-    assert_eq!(case.fanout.revoked_at(&other).await.unwrap(), None);
+    let second_at_ms = case.fanout.revoked_at(&case.user).await.unwrap().unwrap();
+    assert!(second_at_ms >= at_ms);
+    let other_user = UserId::parse(&format!("{}.", case.user)).unwrap();
+    assert_eq!(case.fanout.revoked_at(&other_user).await.unwrap(), None);
 }

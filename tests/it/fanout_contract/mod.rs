@@ -10,7 +10,7 @@ mod limits;
 mod mailboxes;
 
 pub(crate) use answers::*;
-pub(crate) use case::{Backend, Case, attempt, kept, outcome};
+pub(crate) use case::{Backend, Case, attempt_number, ended_outcome, stored_outcome};
 pub(crate) use feeds::*;
 pub(crate) use forgetting::*;
 pub(crate) use histories::*;
@@ -45,7 +45,7 @@ macro_rules! fanout_contract {
             scenario_14_cancel_after_the_outcome,
             scenario_15_message_admitted_by_two_gateways_is_answered_once,
             lease_excludes_other_owners_until_it_expires,
-            live_distinguishes_fenced_lost_and_expected,
+            live_distinguishes_fenced_lost_and_out_of_order_deltas,
             keep_without_an_answer_in_flight_stores_the_outcome,
             keep_of_another_attempt_is_fenced,
             repeated_calls_change_nothing,

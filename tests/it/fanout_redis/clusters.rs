@@ -73,19 +73,19 @@ pub(crate) struct Cluster {
 impl Cluster {
     pub(crate) fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let bus = [free_port(), free_port()];
+        let bus_ports = [free_port(), free_port()];
         let nodes = [0, 1].map(|number| {
             let path = dir.path().join(number.to_string());
             std::fs::create_dir(&path).unwrap();
-            let bus = bus[number].to_string();
-            let options = ["--cluster-enabled", "yes", "--cluster-port", &bus];
+            let bus_port = bus_ports[number].to_string();
+            let options = ["--cluster-enabled", "yes", "--cluster-port", &bus_port];
             RedisServer::start(free_port(), &path, &options)
         });
         for (node, slots) in nodes.iter().zip(["0 8191", "8192 16383"]) {
             send_command(node.port, &format!("CLUSTER ADDSLOTSRANGE {slots}")).unwrap();
         }
         send_command(nodes[1].port, "CLUSTER SET-CONFIG-EPOCH 2").unwrap();
-        let meet = format!("CLUSTER MEET 127.0.0.1 {} {}", nodes[1].port, bus[1]);
+        let meet = format!("CLUSTER MEET 127.0.0.1 {} {}", nodes[1].port, bus_ports[1]);
         send_command(nodes[0].port, &meet).unwrap();
         wait_for_redis("the cluster is complete", || {
             nodes.iter().all(|node| {
@@ -105,21 +105,24 @@ impl Cluster {
     pub(crate) fn move_slot_of(&self, key: &str) {
         let slot = send_command(self.nodes[0].port, &format!("CLUSTER KEYSLOT {key}")).unwrap();
         let slot: u16 = slot.trim().trim_start_matches(':').parse().unwrap();
-        let ids = [0, 1].map(|number: usize| {
-            let answer = send_command(self.nodes[number].port, "CLUSTER MYID").unwrap();
-            answer.lines().nth(1).unwrap().to_owned()
+        let node_ids = [0, 1].map(|number: usize| {
+            let reply = send_command(self.nodes[number].port, "CLUSTER MYID").unwrap();
+            reply.lines().nth(1).unwrap().to_owned()
         });
-        let from = usize::from(slot > 8191);
-        let (source, target) = (self.nodes[from].port, self.nodes[1 - from].port);
-        let (source_id, target_id) = (&ids[from], &ids[1 - from]);
-        for (port, step) in [
+        let source_index = usize::from(slot > 8191);
+        let (source, target) = (
+            self.nodes[source_index].port,
+            self.nodes[1 - source_index].port,
+        );
+        let (source_id, target_id) = (&node_ids[source_index], &node_ids[1 - source_index]);
+        for (port, change) in [
             (target, format!("IMPORTING {source_id}")),
             (source, format!("MIGRATING {target_id}")),
             (target, format!("NODE {target_id}")),
             (source, format!("NODE {target_id}")),
         ] {
-            let answer = send_command(port, &format!("CLUSTER SETSLOT {slot} {step}")).unwrap();
-            assert!(answer.starts_with("+OK"), "{answer}");
+            let reply = send_command(port, &format!("CLUSTER SETSLOT {slot} {change}")).unwrap();
+            assert!(reply.starts_with("+OK"), "{reply}");
         }
     }
 }

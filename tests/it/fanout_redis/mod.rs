@@ -30,10 +30,10 @@ impl RedisBackend {
     async fn new(variable: &str) -> Self {
         let url = std::env::var(variable)
             .unwrap_or_else(|_| panic!("{variable} is not set: run the tests by tests/run"));
-        Self::at(url).await
+        Self::with_url(url).await
     }
 
-    async fn at(url: String) -> Self {
+    async fn with_url(url: String) -> Self {
         let admin = Builder::from_config(Config::from_url(&url).unwrap())
             .build()
             .unwrap();
@@ -49,7 +49,7 @@ impl Backend for RedisBackend {
     }
 
     async fn lose_data(&self, user: &UserId) -> Option<Arc<dyn Fanout>> {
-        // A user id contains no wildcards of a pattern.
+        // The user id needs no escaping, because it has no wildcards of Redis's patterns.
         let tag = format!("{{user:{user}}}");
         let script = "for _, key in ipairs(redis.call('KEYS', KEYS[1] .. ':*')) do \
                       redis.call('DEL', key) end return 1";
@@ -78,8 +78,8 @@ impl Backend for RedisBackend {
               end
             end
             return 0";
-        let found: i64 = self.admin.eval(script, tag.as_str(), text).await.unwrap();
-        found == 1
+        let is_found: i64 = self.admin.eval(script, tag.as_str(), text).await.unwrap();
+        is_found == 1
     }
 }
 
@@ -99,11 +99,11 @@ async fn rebuilt_turns_are_inserted_before_later_ones() {
     // A worker does not know the lost outcome, and answers the message again.
     case.answer(&lost[0], "again").await;
     for (offset, message) in (0..).zip(&lost) {
-        let mut rewound = case.delivery(message, offset, "lost");
-        rewound.is_rewind = true;
+        let mut rewind_delivery = case.delivery(message, offset, "lost");
+        rewind_delivery.is_rewind = true;
         // Both are earlier than the later turn, even if the clocks differ by a second.
-        rewound.logged_at_ms = Some(logged_ms - 1000 + offset);
-        case.deliver_call(rewound).await;
+        rewind_delivery.logged_at_ms = Some(logged_ms - 1000 + offset);
+        case.deliver_call(rewind_delivery).await;
     }
     let turns = case.context(&ConversationId::default_conversation()).await;
     let ids: Vec<_> = turns.iter().map(|turn| &turn.message_id).collect();

@@ -16,7 +16,7 @@ use tokio::time::timeout;
 
 use super::RedisBackend;
 use super::clusters::{Cluster, Sentinel};
-use crate::fanout_contract::{Case, attempt, kept, next_event, outcome};
+use crate::fanout_contract::{Case, attempt_number, ended_outcome, next_event, stored_outcome};
 use crate::settings::redis_settings;
 use crate::support::process::free_port;
 use crate::support::redis_server::{RedisServer, send_command};
@@ -57,44 +57,47 @@ fn delivery(offset: i64) -> DeliverRequest {
 }
 
 /// Waits until Redis answers, as a role waits for its dependency.
-async fn wait_available(fanout: &dyn Fanout) {
-    let available = async {
+async fn wait_until_available(fanout: &dyn Fanout) {
+    let check = async {
         while let Err(error) = fanout.check().await {
             assert!(matches!(error, FanoutError::Unavailable(_)), "{error}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    timeout(TIMEOUT, available)
+    timeout(TIMEOUT, check)
         .await
-        .expect("redis never became available");
+        .expect("Redis becomes available in time");
 }
 
+/// Delivers a frame, and repeats the call while Redis is unavailable.
 async fn deliver(fanout: &dyn Fanout, offset: i64) {
-    let call = delivery(offset);
-    let delivered = async {
-        while let Err(error) = fanout.deliver(call.clone()).await {
+    let request = delivery(offset);
+    let delivering = async {
+        while let Err(error) = fanout.deliver(request.clone()).await {
             assert!(matches!(error, FanoutError::Unavailable(_)), "{error}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    timeout(TIMEOUT, delivered).await.expect("never delivered");
+    timeout(TIMEOUT, delivering)
+        .await
+        .expect("the frame is delivered in time");
 }
 
 async fn wait_for_disruption(disruptions: &mut watch::Receiver<u64>) {
     timeout(TIMEOUT, disruptions.changed())
         .await
-        .expect("no disruption was observed")
+        .expect("a disruption is observed in time")
         .unwrap();
 }
 
 async fn mailbox_end(fanout: &dyn Fanout) -> Position {
-    let call = ReadRequest {
+    let request = ReadRequest {
         user: alice(),
         after: None,
         from_start: false,
         max_bytes: 1000,
     };
-    fanout.read(call).await.unwrap().end
+    fanout.read(request).await.unwrap().end
 }
 
 /// Receives events up to the frame with this offset. Returns whether a gap was among them.
@@ -119,22 +122,22 @@ async fn calls_fail_in_time_until_redis_is_started() {
     let fanout = connect(&format!("redis://127.0.0.1:{port}"));
     let (feed, mut events) = fanout.open_feed(10).await.unwrap();
     let refused = timeout(COMMAND_TIMEOUT * 3, fanout.deliver(delivery(0))).await;
-    let error = refused.expect("the call hangs").unwrap_err();
+    let error = refused.expect("the call fails in time").unwrap_err();
     assert!(matches!(error, FanoutError::Unavailable(_)), "{error}");
     assert!(fanout.check().await.is_err());
     let user = alice();
-    let subscribing = feed.subscribe(&user, Channel::Terminal);
+    let subscription = feed.subscribe(&user, Channel::Terminal);
     assert!(
-        timeout(COMMAND_TIMEOUT * 3, subscribing)
+        timeout(COMMAND_TIMEOUT * 3, subscription)
             .await
             .unwrap()
             .is_err()
     );
 
     let _server = RedisServer::start(port, dir.path(), &[]);
-    wait_available(&*fanout).await;
-    let subscribed = async { while feed.subscribe(&alice(), Channel::Terminal).await.is_err() {} };
-    timeout(TIMEOUT, subscribed).await.unwrap();
+    wait_until_available(&*fanout).await;
+    let subscribing = async { while feed.subscribe(&alice(), Channel::Terminal).await.is_err() {} };
+    timeout(TIMEOUT, subscribing).await.unwrap();
     deliver(&*fanout, 5).await;
     receive_frame(&mut events, 5).await;
     assert!(!fanout.has_marker(&epoch()).await.unwrap());
@@ -144,8 +147,8 @@ async fn calls_fail_in_time_until_redis_is_started() {
 async fn calls_without_redis_neither_hang_nor_accumulate() {
     let fanout = connect(&format!("redis://127.0.0.1:{}", free_port()));
     let calls = (0..15_000).map(|_| fanout.deliver(delivery(0)));
-    let all = timeout(COMMAND_TIMEOUT * 10, futures_util::future::join_all(calls)).await;
-    for result in all.expect("calls hang") {
+    let results = timeout(COMMAND_TIMEOUT * 10, futures_util::future::join_all(calls)).await;
+    for result in results.expect("all calls fail in time") {
         assert!(matches!(result, Err(FanoutError::Unavailable(_))));
     }
 }
@@ -153,10 +156,10 @@ async fn calls_without_redis_neither_hang_nor_accumulate() {
 #[tokio::test(flavor = "multi_thread")]
 async fn restart_with_data_causes_a_disruption_and_a_gap() {
     let (dir, port) = (tempfile::tempdir().unwrap(), free_port());
-    let durable = ["--appendonly", "yes", "--appendfsync", "always"];
-    let server = RedisServer::start(port, dir.path(), &durable);
+    let durable_options = ["--appendonly", "yes", "--appendfsync", "always"];
+    let server = RedisServer::start(port, dir.path(), &durable_options);
     let fanout = connect(&format!("redis://127.0.0.1:{port}"));
-    wait_available(&*fanout).await;
+    wait_until_available(&*fanout).await;
     let (feed, mut events) = fanout.open_feed(10).await.unwrap();
     feed.subscribe(&alice(), Channel::Terminal).await.unwrap();
     fanout.set_marker(&epoch()).await.unwrap();
@@ -166,12 +169,12 @@ async fn restart_with_data_causes_a_disruption_and_a_gap() {
     disruptions.mark_unchanged();
 
     drop(server);
-    let _server = RedisServer::start(port, dir.path(), &durable);
+    let _server = RedisServer::start(port, dir.path(), &durable_options);
     wait_for_disruption(&mut disruptions).await;
     assert!(matches!(next_event(&mut events).await, FeedEvent::Gap));
     assert!(fanout.has_marker(&epoch()).await.unwrap());
     assert_eq!(mailbox_end(&*fanout).await.offset, 1);
-    // Redis has forgotten the scripts, and the subscription was renewed.
+    // The restarted Redis does not know the scripts, and the feed has renewed its subscription.
     deliver(&*fanout, 2).await;
     receive_frame(&mut events, 2).await;
 }
@@ -179,46 +182,46 @@ async fn restart_with_data_causes_a_disruption_and_a_gap() {
 #[tokio::test(flavor = "multi_thread")]
 async fn lease_that_could_not_be_renewed_is_respected_after_recovery() {
     let (dir, port) = (tempfile::tempdir().unwrap(), free_port());
-    let durable = ["--appendonly", "yes", "--appendfsync", "always"];
-    let server = RedisServer::start(port, dir.path(), &durable);
-    let backend = RedisBackend::at(format!("redis://127.0.0.1:{port}")).await;
+    let durable_options = ["--appendonly", "yes", "--appendfsync", "always"];
+    let server = RedisServer::start(port, dir.path(), &durable_options);
+    let backend = RedisBackend::with_url(format!("redis://127.0.0.1:{port}")).await;
     let first = Case::new(&backend).await;
-    let process = || Case::for_user(&backend, Bounds::default(), first.user.clone());
-    let second = process().await;
-    wait_available(&*first.fanout).await;
-    wait_available(&*second.fanout).await;
+    let open_process = || Case::for_user(&backend, Bounds::default(), first.user.clone());
+    let second = open_process().await;
+    wait_until_available(&*first.fanout).await;
+    wait_until_available(&*second.fanout).await;
     let owner = Owner::random();
     let (message, abandoned) = (first.message(), first.message());
     for message in [&message, &abandoned] {
-        assert_eq!(attempt(&first.begin(message, &owner, 0).await), 1);
+        assert_eq!(attempt_number(&first.begin(message, &owner, 0).await), 1);
     }
 
     drop(server);
     tokio::time::sleep(LEASE).await;
-    let _server = RedisServer::start(port, dir.path(), &durable);
-    wait_available(&*second.fanout).await;
-    let other = Owner::random();
-    let response = second.begin(&message, &other, 0).await;
+    let _server = RedisServer::start(port, dir.path(), &durable_options);
+    wait_until_available(&*second.fanout).await;
+    let other_owner = Owner::random();
+    let response = second.begin(&message, &other_owner, 0).await;
     assert!(
         matches!(response, BeginResponse::Busy(remaining) if remaining <= LEASE),
         "{response:?}"
     );
-    wait_available(&*first.fanout).await;
-    kept(first.keep(&message, &owner, 1, "whole").await);
-    let known = outcome(second.begin(&message, &other, 0).await);
-    assert!(known.frame.contains("whole"), "{known:?}");
+    wait_until_available(&*first.fanout).await;
+    stored_outcome(first.keep(&message, &owner, 1, "whole").await);
+    let stored = ended_outcome(second.begin(&message, &other_owner, 0).await);
+    assert!(stored.frame.contains("whole"), "{stored:?}");
 
-    // A process that did not observe the outage regards the lease as expired. The others grant it
-    // once more.
-    let third = process().await;
-    wait_available(&*third.fanout).await;
-    let response = second.begin(&abandoned, &other, 0).await;
+    // A process that did not observe the outage regards the lease as expired. The others regard it
+    // as valid for one more lease.
+    let third = open_process().await;
+    wait_until_available(&*third.fanout).await;
+    let response = second.begin(&abandoned, &other_owner, 0).await;
     assert!(matches!(response, BeginResponse::Busy(_)), "{response:?}");
     let response = third.begin(&abandoned, &Owner::random(), 0).await;
-    assert_eq!(attempt(&response), 2);
+    assert_eq!(attempt_number(&response), 2);
     tokio::time::sleep(LEASE).await;
-    let response = second.begin_when_free(&abandoned, &other, 0).await;
-    assert_eq!(attempt(&response), 3);
+    let response = second.begin_when_free(&abandoned, &other_owner, 0).await;
+    assert_eq!(attempt_number(&response), 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -226,14 +229,14 @@ async fn restart_without_data_loses_the_marker() {
     let (dir, port) = (tempfile::tempdir().unwrap(), free_port());
     let server = RedisServer::start(port, dir.path(), &[]);
     let fanout = connect(&format!("redis://127.0.0.1:{port}"));
-    wait_available(&*fanout).await;
+    wait_until_available(&*fanout).await;
     fanout.set_marker(&epoch()).await.unwrap();
     let mut disruptions = fanout.disruptions();
     disruptions.mark_unchanged();
     drop(server);
     let server = RedisServer::start(port, dir.path(), &[]);
     wait_for_disruption(&mut disruptions).await;
-    wait_available(&*fanout).await;
+    wait_until_available(&*fanout).await;
     assert!(!fanout.has_marker(&epoch()).await.unwrap());
 
     fanout.set_marker(&epoch()).await.unwrap();
@@ -246,7 +249,7 @@ async fn restart_without_data_loses_the_marker() {
 async fn failover_causes_a_disruption_and_continues_at_the_new_master() {
     let mut servers = Sentinel::start();
     let fanout = connect(&servers.url());
-    wait_available(&*fanout).await;
+    wait_until_available(&*fanout).await;
     let (feed, mut events) = fanout.open_feed(10).await.unwrap();
     feed.subscribe(&alice(), Channel::Terminal).await.unwrap();
     deliver(&*fanout, 1).await;
@@ -259,7 +262,8 @@ async fn failover_causes_a_disruption_and_continues_at_the_new_master() {
     deliver(&*fanout, 2).await;
     let role = send_command(servers.replica.port, "ROLE").unwrap();
     assert!(role.contains("master"), "{role}");
-    // A frame may have been published before the feed was renewed, which the gap reports.
+    // The frame may have been published before the feed renewed its subscription, which the gap
+    // reports.
     let mut offset = 3;
     loop {
         deliver(&*fanout, offset).await;
@@ -270,7 +274,7 @@ async fn failover_causes_a_disruption_and_continues_at_the_new_master() {
             break;
         }
         offset += 1;
-        assert!(offset < 30, "the feed never recovered");
+        assert!(offset < 30, "expected the feed to recover");
     }
 }
 
@@ -278,7 +282,7 @@ async fn failover_causes_a_disruption_and_continues_at_the_new_master() {
 async fn moved_slot_causes_a_disruption_and_its_subscriptions_follow() {
     let cluster = Cluster::start();
     let fanout = connect(&cluster.url());
-    wait_available(&*fanout).await;
+    wait_until_available(&*fanout).await;
     let (feed, mut events) = fanout.open_feed(10).await.unwrap();
     feed.subscribe(&alice(), Channel::Terminal).await.unwrap();
     fanout.set_marker(&epoch()).await.unwrap();
@@ -329,13 +333,13 @@ async fn all_subscriptions_are_renewed_before_the_gap() {
     send_command(port, "CLIENT KILL TYPE pubsub").unwrap();
     assert!(matches!(next_event(&mut events).await, FeedEvent::Gap));
     for user in &users {
-        let mut call = delivery(0);
-        call.user = user.clone();
-        fanout.deliver(call).await.unwrap();
+        let mut request = delivery(0);
+        request.user = user.clone();
+        fanout.deliver(request).await.unwrap();
     }
     for expected in &users {
         let FeedEvent::Frame { user, .. } = next_event(&mut events).await else {
-            panic!("a second gap");
+            panic!("expected a frame, got a second gap");
         };
         assert_eq!(user, *expected);
     }
@@ -350,7 +354,7 @@ async fn settings_that_lose_data_cause_warnings() {
         &["--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru"],
     );
     let fanout = connect(&format!("redis://127.0.0.1:{port}"));
-    wait_available(&*fanout).await;
+    wait_until_available(&*fanout).await;
     let warnings = fanout.warnings().await.unwrap();
     assert_eq!(warnings.len(), 2, "{warnings:?}");
     assert!(warnings[0].contains("allkeys-lru"));
@@ -370,10 +374,10 @@ async fn password_in_the_url_is_used_and_never_shown() {
     let _server = RedisServer::start(port, dir.path(), &[]);
     send_command(port, "CONFIG SET requirepass s3cret").unwrap();
     let fanout = connect(&format!("redis://:s3cret@127.0.0.1:{port}"));
-    wait_available(&*fanout).await;
+    wait_until_available(&*fanout).await;
     deliver(&*fanout, 0).await;
-    let unusable = RedisFanout::connect(&redis_settings("nothing://:s3cret@x", Bounds::default()));
-    if let Err(error) = unusable {
+    let result = RedisFanout::connect(&redis_settings("nothing://:s3cret@x", Bounds::default()));
+    if let Err(error) = result {
         assert!(!error.to_string().contains("s3cret"), "{error}");
     }
 }
