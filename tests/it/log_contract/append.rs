@@ -7,10 +7,10 @@ use bytes::Bytes;
 use chatmesh::log::{AppendError, Log, LogOffset};
 use chatmesh::protocol::log_record::NewRecord;
 
-use super::{Member, PARTITIONS, group, numbers, record, text, topic};
+use super::{Member, PARTITIONS, create_topic, numbers, record, text, unique_group};
 
 pub(crate) async fn records_of_one_key_keep_the_order_of_append_calls(log: Arc<dyn Log>) {
-    let topic = topic(&log).await;
+    let topic = create_topic(&log).await;
     let mut futures = Vec::new();
     for n in 0..50 {
         for key in ["a", "b", "c", "d", "e"] {
@@ -25,15 +25,17 @@ pub(crate) async fn records_of_one_key_keep_the_order_of_append_calls(log: Arc<d
         offsets
             .entry(key)
             .or_default()
-            .insert(0, future.await.expect("append"));
+            .insert(0, future.await.expect("the append succeeds"));
     }
     for (key, offsets) in &offsets {
         assert!(
-            offsets.is_sorted_by(|a, b| a.partition == b.partition && a.offset < b.offset),
+            offsets.is_sorted_by(|earlier, later| {
+                earlier.partition == later.partition && earlier.offset < later.offset
+            }),
             "{key}: {offsets:?}"
         );
     }
-    let mut member = Member::join(&log, &group(), &topic);
+    let mut member = Member::join(&log, &unique_group(), &topic);
     let mut values: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for record in member.records(250).await {
         let key = String::from_utf8(record.key.clone().unwrap().to_vec()).unwrap();
@@ -52,8 +54,8 @@ pub(crate) async fn records_of_one_key_keep_the_order_of_append_calls(log: Arc<d
 }
 
 pub(crate) async fn keys_map_to_the_partitions_of_kafkas_java_client(log: Arc<dyn Log>) {
-    let topic = topic(&log).await;
-    // The hashes in the test of Kafka's Java client.
+    let topic = create_topic(&log).await;
+    // These keys and hashes are from the test of Kafka's Java client.
     for (key, hash) in [
         ("21", -973_932_308_i32),
         ("foobar", -790_332_482),
@@ -77,7 +79,7 @@ pub(crate) async fn keys_map_to_the_partitions_of_kafkas_java_client(log: Arc<dy
 }
 
 pub(crate) async fn records_are_read_as_they_were_appended(log: Arc<dyn Log>) {
-    let topic = topic(&log).await;
+    let topic = create_topic(&log).await;
     let every_byte: Bytes = (0..=255).collect::<Vec<u8>>().into();
     let header = |name: &str, value: &[u8]| (name.to_owned(), Bytes::copy_from_slice(value));
     let sent = [
@@ -107,30 +109,37 @@ pub(crate) async fn records_are_read_as_they_were_appended(log: Arc<dyn Log>) {
     ];
     let mut offsets = Vec::new();
     for record in &sent {
-        offsets.push(log.append(&topic, record.clone()).await.expect("append"));
+        offsets.push(
+            log.append(&topic, record.clone())
+                .await
+                .expect("the append succeeds"),
+        );
     }
-    let mut member = Member::join(&log, &group(), &topic);
+    let mut member = Member::join(&log, &unique_group(), &topic);
     for record in member.records(sent.len()).await {
         let index = offsets
             .iter()
             .position(|appended| {
                 (appended.partition, appended.offset) == (record.partition, record.offset)
             })
-            .expect("a record at one of the appended offsets");
+            .expect("the record has one of the appended offsets");
         assert_eq!(&*record.topic, topic);
         assert_eq!(record.key, sent[index].key);
-        assert!(record.value == sent[index].value, "value of {index}");
+        assert!(
+            record.value == sent[index].value,
+            "expected the value of record {index}"
+        );
         assert_eq!(record.headers, sent[index].headers);
         assert!(
             record.timestamp_ms > 1_700_000_000_000,
-            "implausible timestamp: {record:?}"
+            "expected a current timestamp: {record:?}"
         );
     }
     member.close().await;
 }
 
 pub(crate) async fn oversized_record_is_refused_without_affecting_others(log: Arc<dyn Log>) {
-    let topic = topic(&log).await;
+    let topic = create_topic(&log).await;
     let before = log.append(&topic, record(Some("k"), "0"));
     let oversized = log.append(
         &topic,
@@ -143,9 +152,9 @@ pub(crate) async fn oversized_record_is_refused_without_affecting_others(log: Ar
     );
     let after = log.append(&topic, record(Some("k"), "1"));
     assert!(matches!(oversized.await, Err(AppendError::Refused(_))));
-    before.await.expect("the record before");
-    after.await.expect("the record after");
-    let mut member = Member::join(&log, &group(), &topic);
+    before.await.expect("the append before it succeeds");
+    after.await.expect("the append after it succeeds");
+    let mut member = Member::join(&log, &unique_group(), &topic);
     assert_eq!(numbers(&member.records(2).await), [0, 1]);
     member.close().await;
 }

@@ -6,14 +6,15 @@ use std::time::Duration;
 use chatmesh::log::Log;
 use tokio::time::{Instant, timeout};
 
-use super::{Member, PARTITIONS, TIMEOUT, append_numbers, group, numbers, topic};
+use super::{Member, PARTITIONS, TIMEOUT, append_numbers, create_topic, numbers, unique_group};
 
 pub(crate) async fn seek_delivers_only_records_from_its_offset_on(log: Arc<dyn Log>) {
-    let topic = topic(&log).await;
+    let topic = create_topic(&log).await;
     let last = append_numbers(&log, &topic, "k", 0..200).await;
-    let mut member = Member::join(&log, &group(), &topic);
+    let mut member = Member::join(&log, &unique_group(), &topic);
     let records = member.records(100).await;
-    // Back, then forward across records that were certainly prefetched.
+    // The first seek goes back. The second one goes forward across records that were certainly
+    // prefetched, and the third one goes back to the first record.
     for (distance, expected) in [(10, 10..60), (150, 150..200), (0, 0..200)] {
         timeout(
             TIMEOUT,
@@ -22,8 +23,8 @@ pub(crate) async fn seek_delivers_only_records_from_its_offset_on(log: Arc<dyn L
                 .seek(last.partition, records[0].offset + distance),
         )
         .await
-        .expect("seek in time")
-        .expect("seek");
+        .expect("seek returns in time")
+        .expect("seek succeeds");
         let count = expected.len();
         assert_eq!(
             numbers(&member.records(count).await),
@@ -34,7 +35,7 @@ pub(crate) async fn seek_delivers_only_records_from_its_offset_on(log: Arc<dyn L
 }
 
 pub(crate) async fn seek_does_not_move_the_committed_offset_back(log: Arc<dyn Log>) {
-    let (topic, group) = (topic(&log).await, group());
+    let (topic, group) = (create_topic(&log).await, unique_group());
     let last = append_numbers(&log, &topic, "k", 0..6).await;
     let mut member = Member::join(&log, &group, &topic);
     let records = member.records(6).await;
@@ -48,15 +49,18 @@ pub(crate) async fn seek_does_not_move_the_committed_offset_back(log: Arc<dyn Lo
         .unwrap();
     assert_eq!(numbers(&member.records(2).await), [0, 1]);
     member.close().await;
-    let mut next = Member::join(&log, &group, &topic);
-    assert_eq!(numbers(&next.records(1).await), [5]);
-    assert_eq!(next.assigned[&last.partition], Some(records[4].offset + 1));
-    next.close().await;
+    let mut successor = Member::join(&log, &group, &topic);
+    assert_eq!(numbers(&successor.records(1).await), [5]);
+    assert_eq!(
+        successor.assigned[&last.partition],
+        Some(records[4].offset + 1)
+    );
+    successor.close().await;
 }
 
 pub(crate) async fn resume_after_pause_loses_no_record(log: Arc<dyn Log>) {
-    let topic = topic(&log).await;
-    let mut member = Member::join(&log, &group(), &topic);
+    let topic = create_topic(&log).await;
+    let mut member = Member::join(&log, &unique_group(), &topic);
     member.wait_for_partitions(PARTITIONS as usize).await;
     append_numbers(&log, &topic, "k", 0..100).await;
     let mut received = member.records(10).await;
@@ -65,7 +69,11 @@ pub(crate) async fn resume_after_pause_loses_no_record(log: Arc<dyn Log>) {
     received.extend(member.records_until_quiet().await);
     append_numbers(&log, &topic, "k", 100..110).await;
     let paused = member.records_until_quiet().await;
-    assert!(paused.is_empty(), "{} records while paused", paused.len());
+    assert!(
+        paused.is_empty(),
+        "expected no record while paused, got {}",
+        paused.len()
+    );
     member.consumer.resume();
     received.extend(member.records(110 - received.len()).await);
     assert_eq!(numbers(&received), (0..110).collect::<Vec<_>>());
@@ -73,8 +81,8 @@ pub(crate) async fn resume_after_pause_loses_no_record(log: Arc<dyn Log>) {
 }
 
 pub(crate) async fn cancelled_call_of_next_loses_no_record(log: Arc<dyn Log>) {
-    let topic = topic(&log).await;
-    let mut member = Member::join(&log, &group(), &topic);
+    let topic = create_topic(&log).await;
+    let mut member = Member::join(&log, &unique_group(), &topic);
     member.wait_for_partitions(PARTITIONS as usize).await;
     let append_task = tokio::spawn({
         let (log, topic) = (Arc::clone(&log), topic.clone());
@@ -84,12 +92,16 @@ pub(crate) async fn cancelled_call_of_next_loses_no_record(log: Arc<dyn Log>) {
             }
         }
     });
-    let end = Instant::now() + TIMEOUT;
+    let deadline = Instant::now() + TIMEOUT;
     let mut received = Vec::new();
     while received.len() < 100 {
-        assert!(Instant::now() < end, "{} of 100 records", received.len());
-        if let Some(found) = member.poll(Duration::from_micros(200)).await {
-            received.extend(found);
+        assert!(
+            Instant::now() < deadline,
+            "received only {} of 100 records in time",
+            received.len()
+        );
+        if let Some(event) = member.poll(Duration::from_micros(200)).await {
+            received.extend(event);
         }
     }
     append_task.await.unwrap();

@@ -66,13 +66,14 @@ macro_rules! log_contract {
 }
 pub(crate) use log_contract;
 
-async fn topic(log: &Arc<dyn Log>) -> String {
+/// Creates a topic with a unique name.
+async fn create_topic(log: &Arc<dyn Log>) -> String {
     let name = format!("contract-{}", uuid::Uuid::new_v4().simple());
-    ensure(log, &name).await;
+    ensure_topic(log, &name).await;
     name
 }
 
-async fn ensure(log: &Arc<dyn Log>, name: &str) {
+async fn ensure_topic(log: &Arc<dyn Log>, name: &str) {
     let spec = TopicSpec {
         name: name.to_owned(),
         partitions: PARTITIONS,
@@ -80,11 +81,11 @@ async fn ensure(log: &Arc<dyn Log>, name: &str) {
     };
     timeout(TIMEOUT, log.ensure_topics(std::slice::from_ref(&spec)))
         .await
-        .expect("ensure_topics in time")
-        .expect("ensure_topics");
+        .expect("ensure_topics returns in time")
+        .expect("ensure_topics succeeds");
 }
 
-fn group() -> String {
+fn unique_group() -> String {
     format!("group-{}", uuid::Uuid::new_v4().simple())
 }
 
@@ -109,13 +110,13 @@ async fn append_numbers(
         .collect();
     let mut last = None;
     for future in futures {
-        last = Some(future.await.expect("append"));
+        last = Some(future.await.expect("the append succeeds"));
     }
-    last.expect("a record")
+    last.expect("the range of numbers is not empty")
 }
 
 fn text(record: &Record) -> String {
-    String::from_utf8(record.value.to_vec()).expect("text")
+    String::from_utf8(record.value.to_vec()).expect("the value is UTF-8")
 }
 
 fn numbers(records: &[Record]) -> Vec<u32> {
@@ -133,13 +134,15 @@ struct Member {
 impl Member {
     fn join(log: &Arc<dyn Log>, group: &str, topic: &str) -> Self {
         Self {
-            consumer: log.consumer(group, topic).expect("consumer"),
+            consumer: log
+                .consumer(group, topic)
+                .expect("the log creates a consumer"),
             assigned: BTreeMap::new(),
         }
     }
 
-    /// Polls one event. `None` if there is none within `wait`; `Some(None)` for an event that is
-    /// not a record.
+    /// Polls one event. Returns `None` if there is none within `wait`, and `Some(None)` for an
+    /// event that is not a record.
     async fn poll(&mut self, wait: Duration) -> Option<Option<Record>> {
         match timeout(wait, self.consumer.next()).await.ok()? {
             ConsumerEvent::Assigned(assignments) => {
@@ -147,7 +150,10 @@ impl Member {
                     let before = self
                         .assigned
                         .insert(assignment.partition, assignment.committed_offset);
-                    assert_eq!(before, None, "assigned twice: {assignment:?}");
+                    assert_eq!(
+                        before, None,
+                        "expected a partition that is not assigned yet: {assignment:?}"
+                    );
                 }
                 Some(None)
             }
@@ -155,7 +161,7 @@ impl Member {
                 for partition in partitions {
                     assert!(
                         self.assigned.remove(&partition).is_some(),
-                        "revoked without an assignment: {partition}"
+                        "expected that revoked partition {partition} was assigned"
                     );
                 }
                 Some(None)
@@ -163,7 +169,7 @@ impl Member {
             ConsumerEvent::Record(record) => {
                 assert!(
                     self.assigned.contains_key(&record.partition),
-                    "a record of a partition that is not assigned: {record:?}"
+                    "expected a record of an assigned partition: {record:?}"
                 );
                 Some(Some(record))
             }
@@ -172,12 +178,12 @@ impl Member {
 
     /// Polls until `count` records were delivered.
     async fn records(&mut self, count: usize) -> Vec<Record> {
-        let end = Instant::now() + TIMEOUT;
+        let deadline = Instant::now() + TIMEOUT;
         let mut records = Vec::new();
         while records.len() < count {
-            let remaining = end.saturating_duration_since(Instant::now());
+            let remaining = deadline.saturating_duration_since(Instant::now());
             match self.poll(remaining).await {
-                Some(found) => records.extend(found),
+                Some(event) => records.extend(event),
                 None => panic!("only {} of {count} records arrived in time", records.len()),
             }
         }
@@ -187,22 +193,22 @@ impl Member {
     /// Polls until there was no event for [`QUIET_PERIOD`], and returns the records.
     async fn records_until_quiet(&mut self) -> Vec<Record> {
         let mut records = Vec::new();
-        while let Some(found) = self.poll(QUIET_PERIOD).await {
-            records.extend(found);
+        while let Some(event) = self.poll(QUIET_PERIOD).await {
+            records.extend(event);
         }
         records
     }
 
     /// Polls until this many partitions are assigned. Panics if a record is delivered.
     async fn wait_for_partitions(&mut self, count: usize) {
-        let end = Instant::now() + TIMEOUT;
+        let deadline = Instant::now() + TIMEOUT;
         while self.assigned.len() != count {
-            let remaining = end.saturating_duration_since(Instant::now());
+            let remaining = deadline.saturating_duration_since(Instant::now());
             match self.poll(remaining).await {
                 Some(None) => {}
-                Some(Some(record)) => panic!("unexpected {record:?}"),
+                Some(Some(record)) => panic!("expected no record, got {record:?}"),
                 None => panic!(
-                    "{} partitions are assigned instead of {count}",
+                    "expected {count} assigned partitions, got {}",
                     self.assigned.len()
                 ),
             }
@@ -214,17 +220,18 @@ impl Member {
     }
 }
 
-/// Polls two members in turn until `is_done`: a member that is not polled loses its membership.
+/// Polls two members in turn until `is_done`. Both are polled, because a member that is not polled
+/// loses its membership.
 async fn poll_both(
     a: &mut Member,
     b: &mut Member,
     mut on_record: impl FnMut(usize, Record),
     is_done: impl Fn(&Member, &Member) -> bool,
 ) {
-    let end = Instant::now() + TIMEOUT;
+    let deadline = Instant::now() + TIMEOUT;
     while !is_done(a, b) {
         assert!(
-            Instant::now() < end,
+            Instant::now() < deadline,
             "timed out with the assignments {:?} and {:?}",
             a.assigned,
             b.assigned

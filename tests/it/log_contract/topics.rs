@@ -5,21 +5,21 @@ use std::time::Duration;
 
 use chatmesh::log::Log;
 
-use super::{Member, append_numbers, ensure, group, numbers, topic};
+use super::{Member, append_numbers, create_topic, ensure_topic, numbers, unique_group};
 
 pub(crate) async fn offset_at_finds_the_first_record_of_a_time(log: Arc<dyn Log>) {
-    let topic = topic(&log).await;
+    let topic = create_topic(&log).await;
     for n in 0..5 {
         append_numbers(&log, &topic, "k", n..n + 1).await;
-        // Gives the records different timestamps; equal ones would only weaken the test.
+        // The pause gives the records different timestamps. Equal ones would only weaken the test.
         tokio::time::sleep(Duration::from_millis(3)).await;
     }
-    let mut member = Member::join(&log, &group(), &topic);
+    let mut member = Member::join(&log, &unique_group(), &topic);
     let records = member.records(5).await;
     let partition = records[0].partition;
     assert!(
-        records.is_sorted_by_key(|r| r.timestamp_ms),
-        "timestamps decrease within a partition"
+        records.is_sorted_by_key(|record| record.timestamp_ms),
+        "expected timestamps in ascending order within a partition"
     );
     for record in &records {
         let first = records
@@ -40,14 +40,14 @@ pub(crate) async fn offset_at_finds_the_first_record_of_a_time(log: Arc<dyn Log>
 }
 
 pub(crate) async fn existing_topic_is_kept(log: Arc<dyn Log>) {
-    let topic = topic(&log).await;
+    let topic = create_topic(&log).await;
     append_numbers(&log, &topic, "k", 0..2).await;
-    ensure(&log, &topic).await;
-    let mut member = Member::join(&log, &group(), &topic);
+    ensure_topic(&log, &topic).await;
+    let mut member = Member::join(&log, &unique_group(), &topic);
     assert_eq!(numbers(&member.records(2).await), [0, 1]);
     member.close().await;
-    log.check().await.expect("check");
-    let id = log.cluster_id().await.expect("cluster_id");
+    log.check().await.expect("the check succeeds");
+    let id = log.cluster_id().await.expect("the cluster has an id");
     assert!(!id.is_empty());
     assert_eq!(log.cluster_id().await.unwrap(), id);
     log.flush().await;
