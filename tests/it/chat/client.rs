@@ -32,7 +32,7 @@ fn options(port: u16) -> Options {
 fn content(outcome: &Outcome) -> &str {
     match outcome {
         Outcome::Answered { content, .. } => content,
-        other => panic!("not answered: {other:?}"),
+        other => panic!("expected an answer, got {other:?}"),
     }
 }
 
@@ -46,12 +46,12 @@ async fn question_asked_while_disconnected_is_answered_once() {
     assert_eq!(content(&first.outcome().await), "echo: first");
     let mut state = client.state();
     proxy.interrupt().await;
-    let lost = state.wait_for(|state| matches!(state, State::Reconnecting(_)));
-    assert!(timeout(TEST_TIMEOUT, lost).await.unwrap().is_ok());
-    let asked = client.ask(Question::new("meanwhile")).await.unwrap();
+    let disconnected = state.wait_for(|state| matches!(state, State::Reconnecting(_)));
+    assert!(timeout(TEST_TIMEOUT, disconnected).await.unwrap().is_ok());
+    let answer = client.ask(Question::new("meanwhile")).await.unwrap();
     proxy.resume().await;
-    let end = timeout(TEST_TIMEOUT, asked.outcome()).await.unwrap();
-    assert_eq!(content(&end), "echo: meanwhile");
+    let outcome = timeout(TEST_TIMEOUT, answer.outcome()).await.unwrap();
+    assert_eq!(content(&outcome), "echo: meanwhile");
     assert_eq!(model.request_count_for("meanwhile"), 1);
 }
 
@@ -68,12 +68,12 @@ async fn outcome_is_unknown_after_the_retry_timeout() {
         match timeout(TEST_TIMEOUT, answer.next()).await.unwrap() {
             Some(Event::Delta(_)) => break,
             Some(Event::Accepted(_)) => {}
-            other => panic!("{other:?}"),
+            other => panic!("expected a delta, got {other:?}"),
         }
     }
     proxy.interrupt().await;
-    let end = timeout(TEST_TIMEOUT, answer.outcome()).await.unwrap();
-    assert!(matches!(end, Outcome::Unknown { .. }), "{end:?}");
+    let outcome = timeout(TEST_TIMEOUT, answer.outcome()).await.unwrap();
+    assert!(matches!(outcome, Outcome::Unknown { .. }), "{outcome:?}");
 }
 
 #[tokio::test]
@@ -126,13 +126,13 @@ async fn serve_out_of_order(listener: TcpListener) {
     let mut socket = accept_and_welcome(&listener).await;
     let mut number = 0;
     while let Some(Ok(Message::Text(text))) = socket.next().await {
-        let asked: Value = serde_json::from_str(&text).unwrap();
+        let message: Value = serde_json::from_str(&text).unwrap();
         number += 1;
         let frame = |kind: &str| {
             json!({
                 "type": kind, "userid": "alice", "message_id": format!("m{number}"),
-                "id": asked["id"], "conversation_id": "default", "correlation_id": "c",
-                "position": format!("p{number}"), "content": asked["content"],
+                "id": message["id"], "conversation_id": "default", "correlation_id": "c",
+                "position": format!("p{number}"), "content": message["content"],
             })
         };
         for kind in ["response", "accepted"] {
@@ -173,8 +173,8 @@ async fn answer_before_its_accepted_is_reported_once() {
     let client = Client::connect(options(port).token(token)).await.unwrap();
     for text in ["one", "two"] {
         let answer = client.ask(Question::new(text)).await.unwrap();
-        let end = timeout(TEST_TIMEOUT, answer.outcome()).await.unwrap();
-        assert_eq!(content(&end), text);
+        let outcome = timeout(TEST_TIMEOUT, answer.outcome()).await.unwrap();
+        assert_eq!(content(&outcome), text);
     }
     client.close().await;
     timeout(TEST_TIMEOUT, server).await.unwrap().unwrap();
@@ -194,7 +194,7 @@ async fn cancelled_answer_ends_with_the_text_so_far() {
     answer.cancel().await;
     let Outcome::Cancelled { content } = timeout(TEST_TIMEOUT, answer.outcome()).await.unwrap()
     else {
-        panic!("the answer was not cancelled");
+        panic!("expected a cancelled answer");
     };
     assert_eq!(content.as_deref(), Some("so far "));
 }
@@ -210,13 +210,13 @@ async fn revoked_token_is_replaced_if_another_can_be_obtained() {
         .await;
     let key = [("authorization", "Bearer an-admin-key-of-some-length")];
     let url = server.url("/token?userid=alice");
-    let fetched = Arc::new(AtomicUsize::new(0));
-    let (count, from) = (fetched.clone(), url.clone());
+    let fetch_count = Arc::new(AtomicUsize::new(0));
+    let (count, token_url) = (fetch_count.clone(), url.clone());
     let callback = Token::Callback(Arc::new(move || {
         count.fetch_add(1, Ordering::SeqCst);
-        let from = from.clone();
+        let token_url = token_url.clone();
         Box::pin(async move {
-            let issued = post(&from, &key).await.json();
+            let issued = post(&token_url, &key).await.json();
             Ok(issued["token"]
                 .as_str()
                 .unwrap_or_default()
@@ -224,32 +224,32 @@ async fn revoked_token_is_replaced_if_another_can_be_obtained() {
                 .into())
         })
     }));
-    let renewing = Client::connect(options(server.port()).token(callback))
+    let renewing_client = Client::connect(options(server.port()).token(callback))
         .await
         .unwrap();
     let token = post(&url, &key).await.json()["token"]
         .as_str()
         .unwrap()
         .to_owned();
-    let given = options(server.port()).token(Token::Fixed(token.into()));
-    let given = Client::connect(given).await.unwrap();
+    let fixed_options = options(server.port()).token(Token::Fixed(token.into()));
+    let fixed_client = Client::connect(fixed_options).await.unwrap();
 
-    let revoked = try_call(Method::DELETE, &url, &key).await.unwrap();
-    assert_eq!(revoked.status, 200);
-    let mut state = given.state();
-    let over = state.wait_for(|state| matches!(state, State::Closed(_)));
-    assert!(timeout(TEST_TIMEOUT, over).await.unwrap().is_ok());
-    let refused = given.ask(Question::new("more")).await;
+    let revocation = try_call(Method::DELETE, &url, &key).await.unwrap();
+    assert_eq!(revocation.status, 200);
+    let mut state = fixed_client.state();
+    let closed = state.wait_for(|state| matches!(state, State::Closed(_)));
+    assert!(timeout(TEST_TIMEOUT, closed).await.unwrap().is_ok());
+    let refused = fixed_client.ask(Question::new("more")).await;
     assert!(matches!(refused, Err(ClientError::Closed(_))));
 
-    let mut state = renewing.state();
-    let back = async {
-        while fetched.load(Ordering::SeqCst) < 2 {
+    let mut state = renewing_client.state();
+    let reconnected = async {
+        while fetch_count.load(Ordering::SeqCst) < 2 {
             state.changed().await.unwrap();
         }
     };
-    timeout(TEST_TIMEOUT, back).await.unwrap();
-    let answer = renewing.ask(Question::new("more")).await.unwrap();
+    timeout(TEST_TIMEOUT, reconnected).await.unwrap();
+    let answer = renewing_client.ask(Question::new("more")).await.unwrap();
     assert_eq!(
         content(&timeout(TEST_TIMEOUT, answer.outcome()).await.unwrap()),
         "echo: more"
@@ -260,21 +260,23 @@ async fn revoked_token_is_replaced_if_another_can_be_obtained() {
 async fn missing_token_is_rejected_unless_the_server_accepts_every_token() {
     let model = ScriptedModel::start().await;
     // With an admin key, `POST /token` is not open to the client.
-    let open = server(&model).env("ADMIN_KEY", "operator").start().await;
-    let client = Client::connect(options(open.port())).await.unwrap();
+    let open_server = server(&model).env("ADMIN_KEY", "operator").start().await;
+    let client = Client::connect(options(open_server.port())).await.unwrap();
     let answer = client.ask(Question::new("hello")).await.unwrap();
-    let end = timeout(TEST_TIMEOUT, answer.outcome()).await.unwrap();
-    assert_eq!(content(&end), "echo: hello");
-    let stored = server(&model)
+    let outcome = timeout(TEST_TIMEOUT, answer.outcome()).await.unwrap();
+    assert_eq!(content(&outcome), "echo: hello");
+    let closed_server = server(&model)
         .env("AUTH_MODE", "stored")
         .env("ADMIN_KEY", "operator")
         .start()
         .await;
-    let error = Client::connect(options(stored.port())).await.unwrap_err();
-    let none = ClientError::Unauthorized("none was given".into());
-    assert_eq!(error, none);
+    let error = Client::connect(options(closed_server.port()))
+        .await
+        .unwrap_err();
+    let expected = ClientError::Unauthorized("none was given".into());
+    assert_eq!(error, expected);
     // A wrong admin key is reported as such, not as a missing token.
-    let wrong = options(stored.port()).token(Token::Server(Some("wrong".into())));
-    let error = Client::connect(wrong).await.unwrap_err();
+    let wrong_key = options(closed_server.port()).token(Token::Server(Some("wrong".into())));
+    let error = Client::connect(wrong_key).await.unwrap_err();
     assert!(error.to_string().contains("admin key"), "{error}");
 }

@@ -45,8 +45,11 @@ async fn standard_output_has_only_the_answer_and_exit_codes_tell_failures() {
     let server = server(&model).start().await;
     let chat = chat(server.port());
     let answered = |text: &str| (Some(0), text.to_owned(), String::new());
-    let none = (Some(0), String::new(), "no conversations yet\n".to_owned());
-    assert_eq!(run_with_input(&chat.clone().arg("--list"), "").await, none);
+    let no_conversations = (Some(0), String::new(), "no conversations yet\n".to_owned());
+    assert_eq!(
+        run_with_input(&chat.clone().arg("--list"), "").await,
+        no_conversations
+    );
     assert_eq!(run_with_input(&chat, "hi\n").await, answered("echo: hi\n"));
     // The client closes its connection with a close frame.
     server
@@ -61,8 +64,8 @@ async fn standard_output_has_only_the_answer_and_exit_codes_tell_failures() {
         run_with_input(&chat, "line one\nline two\n").await,
         answered("echo: line one\nline two\n")
     );
-    let silent = Script::new().role().finish("stop").done();
-    model.queue_answer("say nothing", silent);
+    let empty_answer = Script::new().role().finish("stop").done();
+    model.queue_answer("say nothing", empty_answer);
     let (code, out, err) = run_with_input(&chat, "say nothing").await;
     assert_eq!((code, out.trim()), (Some(0), ""), "{err}");
     assert_eq!(err, "the answer is empty\n");
@@ -118,7 +121,10 @@ async fn conversations_are_separate_and_listed() {
     assert_eq!(code, Some(0));
     let lines: Vec<&str> = list.lines().collect();
     assert_eq!(lines.len(), 3, "{list}");
-    assert!(lines[0].starts_with("chat-"), "newest first: {list}");
+    assert!(
+        lines[0].starts_with("chat-"),
+        "expected the newest conversation first: {list}"
+    );
     let name = lines[0].split('\t').next().unwrap();
     assert_eq!(notice, format!("conversation {name}\n"));
     assert!(lines[0].contains("\t1 turn\t20"), "{list}");
@@ -143,11 +149,11 @@ async fn wrong_address_and_unreachable_server_have_different_errors() {
         assert!(!err.contains("is it running"), "{err}");
     }
     // This server issues no tokens, and the client has none.
-    let closed = ProcessSpec::ephemeral()
+    let closed_server = ProcessSpec::ephemeral()
         .env("AUTH_MODE", "stored")
         .env("TOKEN_ENDPOINT", "off");
-    let closed = closed.start().await;
-    let (code, _, err) = run_with_input(&chat(closed.port()), "hi").await;
+    let closed_server = closed_server.start().await;
+    let (code, _, err) = run_with_input(&chat(closed_server.port()), "hi").await;
     assert_eq!(code, Some(1));
     assert!(
         err.contains("none was given") && err.contains("CHATMESH_TOKEN"),
@@ -158,38 +164,47 @@ async fn wrong_address_and_unreachable_server_have_different_errors() {
 #[tokio::test]
 async fn token_is_fetched_or_given_and_never_printed() {
     let model = ScriptedModel::start().await;
-    let stored = |endpoint: &str| {
+    let server_with_tokens = |endpoint: &str| {
         server(&model)
             .env("AUTH_MODE", "stored")
             .env("TOKEN_ENDPOINT", endpoint)
             .env("ADMIN_KEY", "an-admin-key-of-some-length")
     };
-    let open = stored("open").start().await;
-    assert_eq!(run_with_input(&chat(open.port()), "hi").await.0, Some(0));
+    let open_server = server_with_tokens("open").start().await;
+    assert_eq!(
+        run_with_input(&chat(open_server.port()), "hi").await.0,
+        Some(0)
+    );
 
-    let closed = stored("admin").start().await;
-    let (code, out, err) = run_with_input(&chat(closed.port()), "hi").await;
+    let closed_server = server_with_tokens("admin").start().await;
+    let (code, out, err) = run_with_input(&chat(closed_server.port()), "hi").await;
     assert_eq!((code, out.as_str()), (Some(1), ""));
     assert!(err.contains("CHATMESH_TOKEN"), "{err}");
-    let wrong = chat(closed.port()).env("CHATMESH_TOKEN", "wrong-and-secret");
-    let (code, _, err) = run_with_input(&wrong, "hi").await;
+    let chat_with_wrong_token =
+        chat(closed_server.port()).env("CHATMESH_TOKEN", "wrong-and-secret");
+    let (code, _, err) = run_with_input(&chat_with_wrong_token, "hi").await;
     assert_eq!(code, Some(1));
     assert!(!err.contains("wrong-and-secret"), "{err}");
-    let (_, help, _) = run_with_input(&wrong.arg("--help"), "").await;
+    let (_, help, _) = run_with_input(&chat_with_wrong_token.arg("--help"), "").await;
     assert!(
         help.contains("CHATMESH_TOKEN") && !help.contains("wrong-and-secret"),
         "{help}"
     );
 
     let key = [("authorization", "Bearer an-admin-key-of-some-length")];
-    let issued = post(&closed.url("/token?userid=me"), &key).await.json();
+    let issued = post(&closed_server.url("/token?userid=me"), &key)
+        .await
+        .json();
     let token = issued["token"].as_str().unwrap();
-    let given = chat(closed.port()).env("CHATMESH_TOKEN", token);
+    let chat_with_token = chat(closed_server.port()).env("CHATMESH_TOKEN", token);
     assert_eq!(
-        run_with_input(&given, "hi").await,
+        run_with_input(&chat_with_token, "hi").await,
         (Some(0), "echo: hi\n".into(), String::new())
     );
-    assert!(!closed.log().contains(token), "the token is in the log");
+    assert!(
+        !closed_server.log().contains(token),
+        "expected that the log does not contain the token"
+    );
 }
 
 #[tokio::test]
@@ -200,7 +215,7 @@ async fn completions_are_valid_scripts_of_their_shells() {
         for word in ["all-in-one", "completions", "conversation"] {
             assert!(
                 script.contains(word),
-                "the completions of {shell} lack {word}"
+                "expected {word} in the completions of {shell}"
             );
         }
         let file = tempfile::NamedTempFile::new().unwrap();
@@ -211,11 +226,11 @@ async fn completions_are_valid_scripts_of_their_shells() {
             "fish" => &["--no-execute"],
             _ => continue,
         };
-        let checked = Command::new(shell)
+        let result = Command::new(shell)
             .args(arguments)
             .arg(file.path())
             .output();
-        match checked {
+        match result {
             Ok(output) => assert!(output.status.success(), "{shell}: {output:?}"),
             Err(error) => assert_ne!(shell, "bash", "bash can't be run: {error}"),
         }

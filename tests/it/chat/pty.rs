@@ -21,31 +21,33 @@ pub(super) struct Pty {
     child: Child,
     keyboard: File,
     screen: Arc<Mutex<Vec<u8>>>,
-    /// Length of the output up to the last text that `shows` has found.
-    checked: usize,
+    /// Length of the output up to the end of the last text that `wait_for_text` has found.
+    searched_length: usize,
 }
 
 impl Pty {
     pub(super) fn run(spec: &ProcessSpec) -> Self {
-        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a pseudo-terminal");
-        grantpt(&master).expect("a pseudo-terminal");
-        unlockpt(&master).expect("a pseudo-terminal");
+        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY)
+            .expect("the system provides a pseudo-terminal");
+        grantpt(&master).expect("the system provides a pseudo-terminal");
+        unlockpt(&master).expect("the system provides a pseudo-terminal");
         let size = Winsize {
             ws_row: 50,
             ws_col: 200,
             ws_xpixel: 0,
             ws_ypixel: 0,
         };
-        tcsetwinsize(&master, size).expect("the size of a terminal");
-        let name = ptsname(&master, Vec::new()).expect("a terminal's name");
+        tcsetwinsize(&master, size).expect("the terminal accepts a size");
+        let name = ptsname(&master, Vec::new()).expect("the terminal has a name");
         let slave = || {
             OpenOptions::new()
                 .read(true)
                 .write(true)
                 .open(OsStr::from_bytes(name.to_bytes()))
-                .expect("the terminal")
+                .expect("the terminal can be opened")
         };
-        // A session of its own with this controlling terminal, so that Ctrl-C becomes a signal.
+        // `setsid` starts a session with this controlling terminal, so that Ctrl-C becomes a
+        // signal.
         let program = spec.command();
         let mut command = Command::new("setsid");
         command
@@ -62,15 +64,15 @@ impl Pty {
             .stdin(slave())
             .stdout(slave())
             .stderr(slave());
-        let child = command.spawn().expect("setsid, of util-linux");
+        let child = command.spawn().expect("setsid of util-linux runs");
         let keyboard = File::from(master);
-        let mut output = keyboard.try_clone().expect("a second handle");
+        let mut reader = keyboard.try_clone().expect("the handle can be cloned");
         let screen = Arc::new(Mutex::new(Vec::new()));
         let shared = screen.clone();
         std::thread::spawn(move || {
             let mut buffer = [0; 4096];
             // Reading fails when the program has closed the terminal.
-            while let Ok(count @ 1..) = output.read(&mut buffer) {
+            while let Ok(count @ 1..) = reader.read(&mut buffer) {
                 let mut screen = shared.lock();
                 screen.extend_from_slice(&buffer[..count]);
             }
@@ -79,45 +81,48 @@ impl Pty {
             child,
             keyboard,
             screen,
-            checked: 0,
+            searched_length: 0,
         }
     }
 
     /// The complete output of the program.
-    pub(super) fn all(&self) -> String {
+    pub(super) fn output(&self) -> String {
         let screen = self.screen.lock();
         String::from_utf8_lossy(&screen).into_owned()
     }
 
-    pub(super) fn types(&mut self, keys: &str) {
+    pub(super) fn type_keys(&mut self, keys: &str) {
         self.keyboard
             .write_all(keys.as_bytes())
             .expect("the terminal accepts keys");
     }
 
-    /// Waits for `text` in the output behind the text that was waited for last.
-    pub(super) async fn shows(&mut self, text: &str) {
-        let what = format!("the terminal shows {text:?}");
-        let (screen, checked) = (&self.screen, self.checked);
+    /// Waits for `text` in the output after the last text that was found.
+    pub(super) async fn wait_for_text(&mut self, text: &str) {
+        let condition = format!("the terminal shows {text:?}");
+        let (screen, searched_length) = (&self.screen, self.searched_length);
         let find = |screen: &str| {
-            let index = screen.get(checked..)?.find(text)?;
-            Some(checked + index)
+            let index = screen.get(searched_length..)?.find(text)?;
+            Some(searched_length + index)
         };
-        let all = || {
+        let output = || {
             let screen = screen.lock();
             String::from_utf8_lossy(&screen).into_owned()
         };
-        wait_until(&what, TEST_TIMEOUT, || async { find(&all()).is_some() }).await;
-        self.checked = find(&all()).unwrap_or(checked) + text.len();
+        wait_until(&condition, TEST_TIMEOUT, || async {
+            find(&output()).is_some()
+        })
+        .await;
+        self.searched_length = find(&output()).unwrap_or(searched_length) + text.len();
     }
 
     /// Waits for the prompt, types a line, and presses Enter.
-    pub(super) async fn says(&mut self, line: &str) {
-        self.shows("> ").await;
-        self.types(line);
+    pub(super) async fn send_line(&mut self, line: &str) {
+        self.wait_for_text("> ").await;
+        self.type_keys(line);
         // Enter submits only what the editor has read already.
-        self.shows(line).await;
-        self.types("\r");
+        self.wait_for_text(line).await;
+        self.type_keys("\r");
     }
 
     /// Waits until the program exits. Returns its exit code.
@@ -132,7 +137,7 @@ impl Drop for Pty {
         let _ = self.child.kill();
         let _ = self.child.wait();
         if std::thread::panicking() {
-            eprintln!("--- the terminal ---\n{}", self.all().escape_debug());
+            eprintln!("--- the terminal ---\n{}", self.output().escape_debug());
         }
     }
 }

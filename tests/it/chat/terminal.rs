@@ -18,44 +18,48 @@ async fn ctrl_c_cancels_an_answer_or_quits_and_the_history_is_restored() {
     let server = server(&model).start().await;
     let spec = chat(server.port());
     let mut terminal = Pty::run(&spec);
-    terminal.says("hello").await;
-    terminal.shows("echo: hello").await;
-    terminal.says("a long story").await;
-    terminal.shows("so far it ").await;
-    terminal.types(CTRL_C);
-    terminal.shows("stopped").await;
+    terminal.send_line("hello").await;
+    terminal.wait_for_text("echo: hello").await;
+    terminal.send_line("a long story").await;
+    terminal.wait_for_text("so far it ").await;
+    terminal.type_keys(CTRL_C);
+    terminal.wait_for_text("stopped").await;
     wait_until("the model's stream is closed", TEST_TIMEOUT, || async {
         model.aborted_prompts().contains(&"a long story".to_owned())
     })
     .await;
-    terminal.says("still there?").await;
-    terminal.shows("echo: still there?").await;
-    terminal.shows("> ").await;
-    terminal.types(CTRL_C);
+    terminal.send_line("still there?").await;
+    terminal.wait_for_text("echo: still there?").await;
+    terminal.wait_for_text("> ").await;
+    terminal.type_keys(CTRL_C);
     assert_eq!(terminal.exit_code().await, Some(0));
 
-    let lines = spec.dir().join(".local/state/chatmesh/chat-history");
-    let history = std::fs::read_to_string(&lines).unwrap();
+    let history_file = spec.dir().join(".local/state/chatmesh/chat-history");
+    let history = std::fs::read_to_string(&history_file).unwrap();
     assert!(history.contains("a long story"), "{history}");
-    let mode = lines.metadata().unwrap().permissions().mode();
-    assert_eq!(mode & 0o077, 0, "the history is readable for others");
+    let mode = history_file.metadata().unwrap().permissions().mode();
+    assert_eq!(
+        mode & 0o077,
+        0,
+        "expected a history that other users cannot read"
+    );
 
     let mut terminal = Pty::run(&spec);
-    for shown in [
+    for expected in [
         "> hello",
         "echo: hello",
         "> a long story",
         "(stopped)",
         "so far it",
     ] {
-        terminal.shows(shown).await;
+        terminal.wait_for_text(expected).await;
     }
-    terminal.shows("echo: still there?").await;
-    terminal.shows("> ").await;
+    terminal.wait_for_text("echo: still there?").await;
+    terminal.wait_for_text("> ").await;
     // Arrow up shows the previous line of the history.
-    terminal.types("\x1b[A");
-    terminal.shows("still there?").await;
-    terminal.types("\x15\x04");
+    terminal.type_keys("\x1b[A");
+    terminal.wait_for_text("still there?").await;
+    terminal.type_keys("\x15\x04");
     assert_eq!(terminal.exit_code().await, Some(0));
     assert_eq!(model.request_count_for("still there?"), 1);
 }
@@ -69,51 +73,51 @@ async fn answer_continues_without_repetition_after_a_reconnect() {
     let server = server(&model).start().await;
     let mut proxy = Proxy::start(server.port()).await;
     let mut terminal = Pty::run(&chat(proxy.port()));
-    terminal.says("a story").await;
-    terminal.shows("word5 ").await;
+    terminal.send_line("a story").await;
+    terminal.wait_for_text("word5 ").await;
     proxy.interrupt().await;
-    terminal.shows("connection lost").await;
+    terminal.wait_for_text("connection lost").await;
     proxy.resume().await;
-    terminal.shows("connected again").await;
-    terminal.shows("word59").await;
-    terminal.shows("> ").await;
-    let all = terminal.all();
+    terminal.wait_for_text("connected again").await;
+    terminal.wait_for_text("word59").await;
+    terminal.wait_for_text("> ").await;
+    let output = terminal.output();
     for word in &words {
-        let times = all.matches(word.as_str()).count();
-        assert_eq!(times, 1, "{word:?} is shown {times} times");
+        let count = output.matches(word.as_str()).count();
+        assert_eq!(count, 1, "expected {word:?} once, got {count} times");
     }
     assert_eq!(
         model.request_count_for("a story"),
         1,
-        "the model was called twice"
+        "expected one model call"
     );
 }
 
 #[tokio::test]
 async fn answer_of_a_killed_server_starts_again_with_a_notice() {
     let model = ScriptedModel::start().await;
-    let half = Script::new().role().text("half an ans").hang();
-    model.queue_answer("will it come?", half);
+    let half_answer = Script::new().role().text("half an ans").hang();
+    model.queue_answer("will it come?", half_answer);
     model.queue_answer("will it come?", Script::complete("the whole answer"));
     let spec = with_model(ProcessSpec::durable(), &model);
     let mut process = spec.start().await;
     let mut terminal = Pty::run(&chat(process.port()));
-    terminal.says("will it come?").await;
-    terminal.shows("half an").await;
+    terminal.send_line("will it come?").await;
+    terminal.wait_for_text("half an").await;
     process.kill();
-    terminal.shows("connection lost").await;
+    terminal.wait_for_text("connection lost").await;
     let _restarted = spec.start().await;
-    terminal.shows("connected again").await;
-    terminal.shows("starts again").await;
-    terminal.shows("the whole answer").await;
-    terminal.shows("> ").await;
+    terminal.wait_for_text("connected again").await;
+    terminal.wait_for_text("starts again").await;
+    terminal.wait_for_text("the whole answer").await;
+    terminal.wait_for_text("> ").await;
 }
 
 #[tokio::test]
 async fn control_sequences_of_an_answer_do_not_reach_the_terminal() {
     let model = ScriptedModel::start().await;
     let hostile = "before \x1b]0;pwned\x07\u{9b}2J\x1b[31mred\r\x08 after";
-    // Also a sequence that is split between two deltas.
+    // The second answer has a sequence that is split between two deltas.
     model.queue_answer("attack", Script::complete(hostile));
     model.queue_answer(
         "again",
@@ -126,18 +130,21 @@ async fn control_sequences_of_an_answer_do_not_reach_the_terminal() {
     );
     let server = server(&model).start().await;
     let mut terminal = Pty::run(&chat(server.port()));
-    terminal.says("attack").await;
-    terminal.shows("after").await;
-    terminal.says("again").await;
-    terminal.shows(" end").await;
-    terminal.shows("> ").await;
-    let all = terminal.all();
+    terminal.send_line("attack").await;
+    terminal.wait_for_text("after").await;
+    terminal.send_line("again").await;
+    terminal.wait_for_text(" end").await;
+    terminal.wait_for_text("> ").await;
+    let output = terminal.output();
     for sequence in ["\x1b]", "\u{9b}", "\x07", "\x1b[31m", "\x08 after"] {
-        assert!(!all.contains(sequence), "{sequence:?} reached the terminal");
+        assert!(
+            !output.contains(sequence),
+            "expected no {sequence:?} in the terminal"
+        );
     }
     assert!(
-        all.contains("␛]0;pwned␇"),
-        "the control characters are not made visible"
+        output.contains("␛]0;pwned␇"),
+        "expected visible symbols for the control characters"
     );
 }
 
@@ -146,10 +153,10 @@ async fn pasted_lines_are_sent_as_one_message() {
     let model = ScriptedModel::start().await;
     let server = server(&model).start().await;
     let mut terminal = Pty::run(&chat(server.port()));
-    terminal.shows("> ").await;
-    terminal.types("\x1b[200~line one\rline two\x1b[201~");
-    terminal.shows("line two").await;
-    terminal.types("\r");
-    terminal.shows("echo: line one").await;
+    terminal.wait_for_text("> ").await;
+    terminal.type_keys("\x1b[200~line one\rline two\x1b[201~");
+    terminal.wait_for_text("line two").await;
+    terminal.type_keys("\r");
+    terminal.wait_for_text("echo: line one").await;
     assert_eq!(model.request_count_for("line one\nline two"), 1);
 }

@@ -49,11 +49,18 @@ async fn page_fits_the_screen_and_has_sufficient_contrast_in_both_themes() {
         browser
             .save_screenshot(&screenshot_dir().join(format!("{name}.png")))
             .await;
-        let wide = browser
+        let fits_width = browser
             .js("document.documentElement.scrollWidth <= innerWidth")
             .await;
-        assert_eq!(wide, true, "{name} is wider than the screen");
-        assert_eq!(browser.js(LOW_CONTRASTS).await, json!([]), "{name}");
+        assert_eq!(
+            fits_width, true,
+            "expected {name} to fit the width of the screen"
+        );
+        assert_eq!(
+            browser.js(LOW_CONTRASTS).await,
+            json!([]),
+            "expected sufficient contrast in {name}"
+        );
     }
     // On a phone the sidebar is a drawer.
     browser.click("#open-menu").await;
@@ -71,13 +78,17 @@ async fn page_fits_the_screen_and_has_sufficient_contrast_in_both_themes() {
     browser
         .wait_for("document.activeElement.id === 'open-menu'")
         .await;
-    let small = browser
+    let small_buttons = browser
         .js(
             "[...document.querySelectorAll('.main button')].filter((b) => b.offsetParent && \
              Math.min(b.offsetWidth, b.offsetHeight) < 24).map((b) => b.outerHTML)",
         )
         .await;
-    assert_eq!(small, json!([]), "buttons too small for touch");
+    assert_eq!(
+        small_buttons,
+        json!([]),
+        "expected no buttons that are too small for touch"
+    );
 
     // The user's choice of theme overrides the system's and survives a reload.
     browser.emulate_screen(1280, 800, false).await;
@@ -96,8 +107,8 @@ const LOW_CONTRASTS: &str = r"(() => {
     const style = getComputedStyle(document.documentElement);
     const luminance = (name) => {
         const hex = style.getPropertyValue('--' + name).trim();
-        const channel = (at) => {
-            const value = parseInt(hex.slice(at, at + 2), 16) / 255;
+        const channel = (start) => {
+            const value = parseInt(hex.slice(start, start + 2), 16) / 255;
             return value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4;
         };
         return 0.2126 * channel(1) + 0.7152 * channel(3) + 0.0722 * channel(5);
@@ -125,7 +136,7 @@ async fn page_is_usable_by_keyboard_and_all_controls_have_names() {
     assert_eq!(
         browser.text(focused).await,
         "message-input",
-        "the message box has the focus"
+        "expected the focus on the message box"
     );
     browser.press("line one").await;
     browser.press_with(key::SHIFT, key::ENTER).await;
@@ -147,7 +158,7 @@ async fn page_is_usable_by_keyboard_and_all_controls_have_names() {
     assert_eq!(
         browser.text(focused).await,
         "message-input",
-        "the focus stays"
+        "expected the focus to stay"
     );
     let announcement = browser
         .text("document.getElementById('announcer').textContent")
@@ -169,8 +180,12 @@ async fn page_is_usable_by_keyboard_and_all_controls_have_names() {
             break;
         }
         if control == "new-chat" {
-            let ring = "getComputedStyle(document.activeElement).outlineStyle";
-            assert_eq!(browser.text(ring).await, "solid", "the focus is visible");
+            let outline_style = "getComputedStyle(document.activeElement).outlineStyle";
+            assert_eq!(
+                browser.text(outline_style).await,
+                "solid",
+                "expected a visible focus"
+            );
         }
         visited.push(control);
     }
@@ -179,10 +194,10 @@ async fn page_is_usable_by_keyboard_and_all_controls_have_names() {
         Some("skip-link"),
         "{visited:?}"
     );
-    for stop in ["new-chat", "user-button", "theme-button", "message-input"] {
+    for expected in ["new-chat", "user-button", "theme-button", "message-input"] {
         assert!(
-            visited.iter().any(|control| control == stop),
-            "{stop} is not in {visited:?}"
+            visited.iter().any(|control| control == expected),
+            "expected {expected} among {visited:?}"
         );
     }
 
@@ -196,7 +211,7 @@ async fn page_is_usable_by_keyboard_and_all_controls_have_names() {
     browser
         .wait_for("document.getElementById('announcer').textContent.includes('stopped')")
         .await;
-    assert_named(&browser).await;
+    assert_controls_are_named(&browser).await;
 
     browser.press(&format!("rtl{}", key::ENTER)).await;
     browser
@@ -209,19 +224,19 @@ async fn page_is_usable_by_keyboard_and_all_controls_have_names() {
     browser.assert_console_is_empty().await;
 }
 
-/// Checks the accessibility tree, which screen readers use.
-async fn assert_named(browser: &Browser) {
+/// Checks the names and roles in the accessibility tree, which screen readers use.
+async fn assert_controls_are_named(browser: &Browser) {
     let tree = browser
         .devtools("Accessibility.getFullAXTree", json!({}))
         .await;
     let nodes = tree["nodes"].as_array().cloned().unwrap_or_default();
     let role = |node: &Value| node["role"]["value"].as_str().unwrap_or("").to_owned();
     let name = |node: &Value| node["name"]["value"].as_str().unwrap_or("").to_owned();
-    let shown: Vec<&Value> = nodes
+    let visible_nodes: Vec<&Value> = nodes
         .iter()
         .filter(|node| node["ignored"] == false)
         .collect();
-    for node in &shown {
+    for node in &visible_nodes {
         let named_roles = [
             "button",
             "link",
@@ -236,14 +251,14 @@ async fn assert_named(browser: &Browser) {
         if named_roles.contains(&role.as_str()) {
             assert!(
                 !name(node).trim().is_empty(),
-                "a {role} has no name: {node}"
+                "expected a name of the {role}: {node}"
             );
         }
     }
     for required in ["main", "navigation", "complementary", "banner", "status"] {
         assert!(
-            shown.iter().any(|node| role(node) == required),
-            "there is no {required}"
+            visible_nodes.iter().any(|node| role(node) == required),
+            "expected an element with the role {required}"
         );
     }
     let headings = browser.js("document.querySelectorAll('h1').length").await;
@@ -252,7 +267,7 @@ async fn assert_named(browser: &Browser) {
         .js("[...document.querySelectorAll('[id]')].map((e) => e.id)\
              .filter((id, n, all) => all.indexOf(id) !== n)")
         .await;
-    assert_eq!(duplicates, json!([]), "duplicate ids");
+    assert_eq!(duplicates, json!([]), "expected no duplicate ids");
     assert_eq!(browser.text("document.documentElement.lang").await, "en");
 }
 
@@ -268,36 +283,37 @@ async fn incremental_markdown_equals_the_full_rendering_and_keeps_finished_block
     let script = format!(
         "const {{ MarkdownView }} = await import('/app/markdown/view.js');
          const text = {};
-         const whole = document.createElement('div');
-         new MarkdownView(whole).update(text, false);
-         const grown = document.createElement('div');
-         const view = new MarkdownView(grown);
-         let kept = true;
-         let first = null;
+         const full = document.createElement('div');
+         new MarkdownView(full).update(text, false);
+         const incremental = document.createElement('div');
+         const view = new MarkdownView(incremental);
+         let keepsFirstBlock = true;
+         let firstBlock = null;
          for (let end = 1; end <= text.length; end += 1) {{
              view.update(text.slice(0, end), true);
-             if (end === 400) first = grown.firstChild;
-             if (end > 400) kept &&= grown.firstChild === first;
+             if (end === 400) firstBlock = incremental.firstChild;
+             if (end > 400) keepsFirstBlock &&= incremental.firstChild === firstBlock;
          }}
          view.update(text, false);
-         const long = document.createElement('div');
-         const growing = new MarkdownView(long);
-         let all = '';
-         const began = performance.now();
+         const longAnswer = document.createElement('div');
+         const longView = new MarkdownView(longAnswer);
+         let longText = '';
+         const start = performance.now();
          for (let n = 0; n < 600; n += 1) {{
-             all += n % 40 ? 'A **sentence** of an answer with `code` in it. ' : '\\n\\n';
-             growing.update(all, true);
+             longText += n % 40 ? 'A **sentence** of an answer with `code` in it. ' : '\\n\\n';
+             longView.update(longText, true);
          }}
-         const spent = performance.now() - began;
-         return {{ same: whole.innerHTML === grown.innerHTML, kept, spent,
-                   whole: whole.innerHTML, grown: grown.innerHTML }};",
+         const milliseconds = performance.now() - start;
+         return {{ isEqual: full.innerHTML === incremental.innerHTML, keepsFirstBlock, milliseconds,
+                   full: full.innerHTML, incremental: incremental.innerHTML }};",
         json!(text)
     );
     let result = browser.run(&script).await;
-    assert_eq!(result["same"], true, "{result:#}");
-    assert_eq!(result["kept"], true);
-    // About a second on an idle machine; rendering everything each time would take minutes.
-    let spent = result["spent"].as_f64().unwrap();
-    assert!(spent < 30_000.0, "{spent} ms");
+    assert_eq!(result["isEqual"], true, "{result:#}");
+    assert_eq!(result["keepsFirstBlock"], true);
+    // The updates take about a second on an idle machine. Rendering the whole text at each update
+    // would take minutes.
+    let milliseconds = result["milliseconds"].as_f64().unwrap();
+    assert!(milliseconds < 30_000.0, "{milliseconds} ms");
     browser.assert_console_is_empty().await;
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 /// The text of the last answer on the page.
 const ANSWER: &str = "document.querySelector('.turn:last-of-type .answer')?.innerText ?? ''";
 const CONNECTED: &str = "document.getElementById('connection').dataset.state === 'open'";
-/// There is an answer, and none is in progress.
+/// True if there is a turn and no answer is in progress.
 const ANSWERED: &str = "document.querySelector('.turn') && \
                         !document.querySelector('.turn[aria-busy=true]')";
 
@@ -54,14 +54,14 @@ fn numbered_words(count: usize) -> String {
 }
 
 /// An answer that starts with a text and never ends.
-fn unfinished(text: &str) -> Script {
+fn unfinished_answer(text: &str) -> Script {
     Script::new().role().text(text).hang()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn answer_streams_and_its_conversation_is_listed_and_deleted() {
     let model = ScriptedModel::start().await;
-    model.queue_answer("first", unfinished("It *begins* "));
+    model.queue_answer("first", unfinished_answer("It *begins* "));
     let server = start_server(&model).await;
     let browser = Browser::start().await;
     open_page(&browser, &server.url("/test-ui.html")).await;
@@ -151,7 +151,7 @@ async fn answer_streams_and_its_conversation_is_listed_and_deleted() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn answer_completes_after_the_server_is_killed_in_its_middle() {
     let model = ScriptedModel::start().await;
-    model.queue_answer("long", unfinished("one two three "));
+    model.queue_answer("long", unfinished_answer("one two three "));
     let spec = with_model(ProcessSpec::durable(), &model);
     let mut server = spec.start().await;
     let browser = Browser::start().await;
@@ -171,11 +171,11 @@ async fn answer_completes_after_the_server_is_killed_in_its_middle() {
     let _server = spec.start().await;
     wait_for_answer(&browser, "four five six, and that is all.").await;
     browser.wait_for(ANSWERED).await;
-    let whole = browser.text(ANSWER).await;
+    let answer = browser.text(ANSWER).await;
     assert_eq!(
-        whole.trim(),
+        answer.trim(),
         "four five six, and that is all.",
-        "no text of the first attempt"
+        "expected no text of the first attempt"
     );
     assert_eq!(
         browser
@@ -218,14 +218,14 @@ async fn answer_continues_after_a_lost_connection_and_a_reload() {
         .wait_for("document.querySelectorAll('.turn').length === 2")
         .await;
     wait_for_answer(&browser, "echo: meanwhile").await;
-    let first = browser
+    let first_answer = browser
         .text("document.querySelector('.turn .answer').innerText")
         .await;
-    assert_eq!(first.trim(), text);
+    assert_eq!(first_answer.trim(), text);
     assert_eq!(
         model.request_count_for("count"),
         1,
-        "the model was asked once"
+        "expected one model call"
     );
 
     send(&browser, "again").await;
@@ -246,7 +246,7 @@ async fn answer_continues_after_a_lost_connection_and_a_reload() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tabs_show_the_same_conversation_state() {
     let model = ScriptedModel::start().await;
-    model.queue_answer("shared", unfinished("both see this "));
+    model.queue_answer("shared", unfinished_answer("both see this "));
     let server = start_server(&model).await;
     let browser = Browser::start().await;
     open_page(&browser, &server.url("/")).await;
@@ -298,7 +298,7 @@ async fn tabs_show_the_same_conversation_state() {
     browser.assert_console_is_empty().await;
 }
 
-const HOSTILE: &str = r#"<img src=x onerror="window.hacked=1"> <script>window.hacked=2</script>
+const HOSTILE_MARKDOWN: &str = r#"<img src=x onerror="window.hacked=1"> <script>window.hacked=2</script>
 <svg onload="window.hacked=3"><iframe src="javascript:window.hacked=4"></iframe>
 
 [click](javascript:window.hacked=5) [me](JaVaScRiPt:window.hacked=6) <javascript:window.hacked=7>
@@ -317,11 +317,12 @@ const HOSTILE: &str = r#"<img src=x onerror="window.hacked=1"> <script>window.ha
 async fn hostile_markdown_runs_no_code_and_loads_nothing() {
     let model = ScriptedModel::start_with(|request| {
         let prompt = &request.prompt;
-        let deep = "> ".repeat(2000) + &"- ".repeat(2000) + &"[".repeat(2000) + &"**a".repeat(2000);
+        let deeply_nested =
+            "> ".repeat(2000) + &"- ".repeat(2000) + &"[".repeat(2000) + &"**a".repeat(2000);
         let text = if prompt.contains("deep") {
-            deep
+            deeply_nested
         } else {
-            HOSTILE.to_owned()
+            HOSTILE_MARKDOWN.to_owned()
         };
         Answer::from(Script::complete(&text))
     })
@@ -334,13 +335,13 @@ async fn hostile_markdown_runs_no_code_and_loads_nothing() {
     browser
         .wait_for("document.querySelector('.answer figure.code')")
         .await;
-    let found = browser
+    let active_elements = browser
         .js("[...document.querySelectorAll('#turns *')].filter((e) => \
              ['IMG','SCRIPT','IFRAME','OBJECT','EMBED','STYLE','FORM','BASE'].includes(e.tagName) \
              || [...e.attributes].some((a) => /^on/i.test(a.name) || a.name === 'style')) \
              .map((e) => e.outerHTML)")
         .await;
-    assert_eq!(found, json!([]));
+    assert_eq!(active_elements, json!([]));
     let links = browser
         .js("[...document.querySelectorAll('#turns a')].map((a) => a.href)")
         .await;
@@ -348,11 +349,11 @@ async fn hostile_markdown_runs_no_code_and_loads_nothing() {
         links,
         json!(["https://evil.test/pixel.png", "https://ok.test/"])
     );
-    let safe = browser
+    let are_isolated = browser
         .js("[...document.querySelectorAll('#turns a')].every((a) => \
              a.rel.includes('noopener') && a.target === '_blank')")
         .await;
-    assert_eq!(safe, true);
+    assert_eq!(are_isolated, true);
     for text in [
         "<img src=x",
         "<script>window.hacked=2",
@@ -360,7 +361,7 @@ async fn hostile_markdown_runs_no_code_and_loads_nothing() {
     ] {
         assert!(
             browser.text(ANSWER).await.contains(text),
-            "{text} is shown as text"
+            "expected {text} to be shown as text"
         );
     }
     send(&browser, "deep").await;
@@ -375,7 +376,7 @@ async fn hostile_markdown_runs_no_code_and_loads_nothing() {
              .filter((name) => !name.startsWith(location.origin))",
         )
         .await;
-    assert_eq!(loaded, json!([]), "nothing is loaded from other hosts");
+    assert_eq!(loaded, json!([]), "expected no resources of other hosts");
     browser.assert_console_is_empty().await;
 }
 
@@ -410,13 +411,13 @@ async fn rate_limits_and_rejected_tokens_are_explained_and_recoverable() {
         .await;
     browser.wait_for(CONNECTED).await;
     let _ = browser.log().await;
-    let leaked = browser
+    let is_in_url = browser
         .js(&format!(
             "performance.getEntries().some((e) => e.name.includes({}))",
             json!(token)
         ))
         .await;
-    assert_eq!(leaked, false);
+    assert_eq!(is_in_url, false);
 
     send(&browser, "one").await;
     send(&browser, "two").await;
@@ -436,8 +437,8 @@ async fn rate_limits_and_rejected_tokens_are_explained_and_recoverable() {
     );
 
     // After a revocation the page asks for a new token.
-    let revoked = crate::support::http::try_call(reqwest::Method::DELETE, &url, &key).await;
-    assert_eq!(revoked.unwrap().status, 200);
+    let revocation = crate::support::http::try_call(reqwest::Method::DELETE, &url, &key).await;
+    assert_eq!(revocation.unwrap().status, 200);
     browser
         .wait_for("document.getElementById('identity').open")
         .await;

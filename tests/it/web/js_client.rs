@@ -5,7 +5,7 @@ use std::process::Command;
 
 use crate::support::process::ProcessSpec;
 
-fn folder() -> PathBuf {
+fn web_folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("web")
 }
 
@@ -15,28 +15,29 @@ fn node() -> Command {
     Command::new(program)
 }
 
+/// Runs a command that must succeed. Returns its standard output.
 fn run(command: &mut Command) -> String {
     let output = command
         .output()
-        .expect("run node (tests/run installs it where it is missing)");
+        .expect("node runs (tests/run installs it where it is missing)");
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    let (out, err) = (text(&output.stdout), text(&output.stderr));
-    assert!(output.status.success(), "{out}\n{err}");
-    out
+    let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success(), "{stdout}\n{stderr}");
+    stdout
 }
 
 #[test]
 fn javascript_tests_pass() {
-    let tests = std::fs::read_dir(folder().join("test")).unwrap();
+    let tests = std::fs::read_dir(web_folder().join("test")).unwrap();
     let tests = tests.map(|file| file.unwrap().path());
     let tests = tests.filter(|path| path.to_string_lossy().ends_with(".test.mjs"));
-    run(node().arg("--test").args(tests).current_dir(folder()));
+    run(node().arg("--test").args(tests).current_dir(web_folder()));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn readme_example_runs_unchanged() {
     let server = ProcessSpec::ephemeral().start().await;
-    let readme = std::fs::read_to_string(folder().join("README.md")).unwrap();
+    let readme = std::fs::read_to_string(web_folder().join("README.md")).unwrap();
     let example = readme.split("```js\n").nth(1).unwrap();
     let example = example.split("```").next().unwrap();
     let address = format!("127.0.0.1:{}", server.port());
@@ -44,7 +45,7 @@ async fn readme_example_runs_unchanged() {
     let example = example.replace("127.0.0.1:8000", &address);
     let directory = tempfile::tempdir().unwrap();
     std::fs::copy(
-        folder().join("chatmesh.js"),
+        web_folder().join("chatmesh.js"),
         directory.path().join("chatmesh.js"),
     )
     .unwrap();

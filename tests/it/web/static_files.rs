@@ -37,7 +37,10 @@ async fn files_have_their_type_a_strict_policy_and_an_etag() {
         .filter(|part| part.starts_with("app/"))
         .collect();
     assert!(linked.len() >= 5, "{linked:?}");
-    assert!(!page.contains("://"), "the page refers to another host");
+    assert!(
+        !page.contains("://"),
+        "expected no reference to another host"
+    );
     let mut paths = vec!["/".to_owned(), "/test-ui.html".to_owned()];
     paths.extend(["/chatmesh.js".to_owned(), "/chatmesh.d.ts".to_owned()]);
     paths.extend(linked.iter().map(|path| format!("/{path}")));
@@ -66,8 +69,8 @@ async fn files_have_their_type_a_strict_policy_and_an_etag() {
         ] {
             assert!(policy.contains(part), "{path}: {policy}");
         }
-        let sockets = format!("ws://127.0.0.1:{}", server.port());
-        assert!(policy.contains(&sockets), "{policy}");
+        let socket_url = format!("ws://127.0.0.1:{}", server.port());
+        assert!(policy.contains(&socket_url), "{policy}");
         assert!(!policy.contains("unsafe") && !policy.contains('*'));
 
         let head = call(&server, Method::HEAD, path, &[]).await;
@@ -78,9 +81,10 @@ async fn files_have_their_type_a_strict_policy_and_an_etag() {
         );
 
         let etag = reply.header("etag").unwrap();
-        let several = format!("\"other\", W/{etag}");
-        for known in [etag, &several, "*"] {
-            let revalidated = call(&server, Method::GET, path, &[("if-none-match", known)]).await;
+        let etag_list = format!("\"other\", W/{etag}");
+        for validator in [etag, &etag_list, "*"] {
+            let revalidated =
+                call(&server, Method::GET, path, &[("if-none-match", validator)]).await;
             assert_eq!(
                 (revalidated.status, revalidated.body.as_str()),
                 (304, ""),
@@ -88,18 +92,21 @@ async fn files_have_their_type_a_strict_policy_and_an_etag() {
             );
             assert_eq!(revalidated.header("etag"), Some(etag));
         }
-        let other = [("if-none-match", "\"other\"")];
-        assert_eq!(call(&server, Method::GET, path, &other).await.status, 200);
+        let other_etag = [("if-none-match", "\"other\"")];
+        assert_eq!(
+            call(&server, Method::GET, path, &other_etag).await.status,
+            200
+        );
         let post = call(&server, Method::POST, path, &[]).await;
         assert_eq!(post.status, 405, "{path}");
         assert_eq!(post.header("allow"), Some("GET, HEAD"));
     }
-    let client = call(&server, Method::GET, "/chatmesh.js", &[]).await;
-    let allowed_origin = client.header("access-control-allow-origin");
+    let client_file = call(&server, Method::GET, "/chatmesh.js", &[]).await;
+    let allowed_origin = client_file.header("access-control-allow-origin");
     assert_eq!(
         allowed_origin,
         Some("*"),
-        "pages of other origins import it"
+        "expected that pages of other origins may import the client"
     );
     for path in [
         "/app",
@@ -119,10 +126,13 @@ async fn files_have_their_type_a_strict_policy_and_an_etag() {
 #[tokio::test]
 async fn page_contains_its_token_source_and_can_be_disabled() {
     assert_eq!(token_source(&[]).await, "any");
-    let stored = ("AUTH_MODE", "stored");
-    assert_eq!(token_source(&[stored]).await, "ask");
-    let open = ("TOKEN_ENDPOINT", "open");
-    assert_eq!(token_source(&[stored, open]).await, "endpoint");
+    let stored_tokens = ("AUTH_MODE", "stored");
+    assert_eq!(token_source(&[stored_tokens]).await, "ask");
+    let open_endpoint = ("TOKEN_ENDPOINT", "open");
+    assert_eq!(
+        token_source(&[stored_tokens, open_endpoint]).await,
+        "endpoint"
+    );
 
     let server = ProcessSpec::ephemeral()
         .env("CHAT_PAGE", "off")

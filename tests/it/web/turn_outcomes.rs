@@ -1,4 +1,4 @@
-//! Outcomes of turns on the page (failed, empty, rejected), scrolling, and what survives a reload.
+//! Outcomes of turns on the page (failed, empty, rejected), scrolling, and state after a reload.
 
 use serde_json::json;
 
@@ -31,9 +31,9 @@ async fn reload(browser: &Browser) {
 
 /// Waits until everything that was drawn has been laid out.
 async fn wait_for_layout(browser: &Browser) {
-    let frames = "await new Promise((done) => requestAnimationFrame(() => \
+    let two_frames = "await new Promise((done) => requestAnimationFrame(() => \
                   requestAnimationFrame(() => setTimeout(done)))); return true;";
-    assert_eq!(browser.run(frames).await, true);
+    assert_eq!(browser.run(two_frames).await, true);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -52,12 +52,12 @@ async fn view_follows_the_end_of_answers_and_errors() {
         browser.emulate_screen(width, height, false).await;
         for question in ["long", "refuse"] {
             send(&browser, question).await;
-            let end = match question {
+            let end_marker = match question {
                 "long" => ".turn:last-of-type .tools:not([hidden]) button",
                 _ => ".turn:last-of-type .note.failed button",
             };
             browser
-                .wait_for(&format!("document.querySelector('{end}')"))
+                .wait_for(&format!("document.querySelector('{end_marker}')"))
                 .await;
             wait_for_layout(&browser).await;
             let distance = browser.js(DISTANCE_FROM_END).await;
@@ -75,10 +75,10 @@ async fn view_follows_the_end_of_answers_and_errors() {
         .js("document.querySelector('.turn:last-of-type .note').append('x'.repeat(2000))")
         .await;
     wait_for_layout(&browser).await;
-    let top = browser
+    let scroll_top = browser
         .js("document.getElementById('scroll').scrollTop")
         .await;
-    assert_eq!(top, 0);
+    assert_eq!(scroll_top, 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -100,7 +100,7 @@ async fn failed_and_empty_turns_are_labelled_also_after_a_reload() {
     assert_eq!(
         browser.js(answer_nodes).await,
         0,
-        "an error is not shown as an answer"
+        "expected that an error is not shown as an answer"
     );
     let buttons = "document.querySelectorAll('.turn:last-of-type .note button').length";
     assert_eq!(browser.js(buttons).await, 1);
@@ -112,7 +112,7 @@ async fn failed_and_empty_turns_are_labelled_also_after_a_reload() {
     assert_eq!(
         browser.js(buttons).await,
         1,
-        "the question can be sent again"
+        "expected a button that sends the question again"
     );
 }
 
@@ -133,7 +133,7 @@ async fn rejected_messages_and_drafts_survive_a_reload() {
     assert_eq!(
         browser.text(INPUT_TEXT).await,
         "",
-        "a draft belongs to its chat"
+        "expected an empty input, because a draft belongs to its conversation"
     );
     send(&browser, "two").await;
     wait_for_turn_text(&browser, "You can send again in").await;
