@@ -1,8 +1,7 @@
-//! Reads the modules of `src` and which of them each one imports.
+//! Reads the modules of `src` and their imports of each other.
 //!
-//! The reader is textual: it knows `use` trees, paths that begin with `crate::`, `super::` or
-//! `self::`, and re-exports by `pub use`. Test code is left out. Macros that expand to paths are
-//! not seen.
+//! The reader works on text. It recognizes `use` trees, paths that begin with `crate::`, `super::`
+//! or `self::`, and re-exports by `pub use`. It ignores test code, and paths that macros expand to.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -15,9 +14,10 @@ pub(super) type ModulePath = Vec<String>;
 pub(super) struct Module {
     /// The file, relative to the repository's root.
     pub(super) file: PathBuf,
-    /// Its text without comments, string contents, and test modules; line numbers are kept.
+    /// The text of the file with the same line numbers, without comments, the contents of strings,
+    /// and test modules.
     pub(super) code: String,
-    /// The modules that it imports, except through its own re-exports of its children.
+    /// The modules that it imports. Re-exports do not count.
     pub(super) imports: BTreeSet<ModulePath>,
 }
 
@@ -45,7 +45,7 @@ pub(super) fn read_modules(root: &Path) -> BTreeMap<ModulePath, Module> {
     modules
 }
 
-/// Appends the Rust and JavaScript files below `folder`, without what is built or installed.
+/// Appends the Rust and JavaScript files below `folder`, except built and installed files.
 pub(super) fn find_sources(folder: &Path, files: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).unwrap() {
         let entry = entry.unwrap().path();
@@ -56,7 +56,7 @@ pub(super) fn find_sources(folder: &Path, files: &mut Vec<PathBuf>) {
             }
         } else if entry
             .extension()
-            .is_some_and(|ending| ending == "rs" || ending == "js" || ending == "mjs")
+            .is_some_and(|extension| extension == "rs" || extension == "js" || extension == "mjs")
         {
             files.push(entry);
         }
@@ -83,7 +83,7 @@ fn collect(
             path.push(name);
             collect(root, &entry, path, modules);
             path.pop();
-        } else if entry.extension().is_some_and(|ending| ending == "rs") && name != "main" {
+        } else if entry.extension().is_some_and(|extension| extension == "rs") && name != "main" {
             let mut module = path.clone();
             if name != "mod" && name != "lib" {
                 module.push(name);
@@ -114,7 +114,7 @@ pub(super) fn strip_text(source: &str) -> String {
     let bytes = source.as_bytes();
     let mut output = Vec::with_capacity(bytes.len());
     let mut i = 0;
-    let blank =
+    let push_blank =
         |output: &mut Vec<u8>, byte: u8| output.push(if byte == b'\n' { b'\n' } else { b' ' });
     while i < bytes.len() {
         let rest = &bytes[i..];
@@ -124,9 +124,11 @@ pub(super) fn strip_text(source: &str) -> String {
                 i += 1;
             }
         } else if rest.starts_with(b"/*") {
-            let end = source[i..].find("*/").map_or(bytes.len(), |at| i + at + 2);
+            let end = source[i..]
+                .find("*/")
+                .map_or(bytes.len(), |index| i + index + 2);
             while i < end {
-                blank(&mut output, bytes[i]);
+                push_blank(&mut output, bytes[i]);
                 i += 1;
             }
         } else if let Some(hashes) = raw_string_hashes(rest) {
@@ -134,9 +136,9 @@ pub(super) fn strip_text(source: &str) -> String {
             let start = i + source[i..].find('"').unwrap() + 1;
             let end = source[start..]
                 .find(&closing)
-                .map_or(bytes.len(), |at| start + at + closing.len());
+                .map_or(bytes.len(), |index| start + index + closing.len());
             while i < end {
-                blank(&mut output, bytes[i]);
+                push_blank(&mut output, bytes[i]);
                 i += 1;
             }
         } else if bytes[i] == b'"' {
@@ -148,7 +150,7 @@ pub(super) fn strip_text(source: &str) -> String {
                     i += 1;
                 }
                 if i < bytes.len() {
-                    blank(&mut output, bytes[i]);
+                    push_blank(&mut output, bytes[i]);
                     i += 1;
                 }
             }
@@ -174,7 +176,7 @@ fn raw_string_hashes(rest: &[u8]) -> Option<usize> {
     (after.get(hashes) == Some(&b'"')).then_some(hashes)
 }
 
-/// The length in bytes of a character literal that begins here; lifetimes are none.
+/// The length in bytes of a character literal that begins here. A lifetime is no literal.
 fn char_literal_length(rest: &[u8]) -> Option<usize> {
     if rest.first() != Some(&b'\'') {
         return None;
@@ -193,41 +195,41 @@ fn char_literal_length(rest: &[u8]) -> Option<usize> {
 /// Blanks every item that is compiled for tests only.
 fn strip_tests(code: &str) -> String {
     let mut output = code.as_bytes().to_vec();
-    let mut from = 0;
-    while let Some(found) = code[from..].find("#[cfg(test)]") {
-        let start = from + found;
+    let mut search_start = 0;
+    while let Some(index) = code[search_start..].find("#[cfg(test)]") {
+        let start = search_start + index;
         let end = end_of_item(code, start);
         for byte in &mut output[start..end] {
             if *byte != b'\n' {
                 *byte = b' ';
             }
         }
-        from = end.max(start + 1);
+        search_start = end.max(start + 1);
     }
     String::from_utf8_lossy(&output).into_owned()
 }
 
-/// The end of the item that begins at `start`: its first `;` outside of brackets, or the brace
-/// that closes its first one.
+/// The end of the item that begins at `start`: the first `;` outside of braces, or the brace that
+/// closes the first one.
 fn end_of_item(code: &str, start: usize) -> usize {
     let mut depth = 0_i32;
-    for (at, byte) in code.bytes().enumerate().skip(start) {
+    for (index, byte) in code.bytes().enumerate().skip(start) {
         match byte {
             b'{' => depth += 1,
             b'}' => {
                 depth -= 1;
                 if depth <= 0 {
-                    return at + 1;
+                    return index + 1;
                 }
             }
-            b';' if depth == 0 => return at + 1,
+            b';' if depth == 0 => return index + 1,
             _ => {}
         }
     }
     code.len()
 }
 
-/// The paths that the code names: those of `use` items, and qualified ones in expressions.
+/// The paths in the code: those of `use` items, and qualified paths in expressions.
 fn imported_paths(code: &str) -> Vec<Vec<String>> {
     let mut paths = Vec::new();
     let mut rest = code.to_owned();
@@ -235,31 +237,32 @@ fn imported_paths(code: &str) -> Vec<Vec<String>> {
         rest.replace_range(range.clone(), &" ".repeat(range.len()));
         let mut leaves = Vec::new();
         expand_tree(&tree, &mut Vec::new(), &mut leaves);
-        // A module that re-exports an item of its child offers it, and does not depend on it.
+        // A re-export offers an item of a child. It does not make the module depend on the child.
         if !is_reexport {
             paths.extend(leaves);
         }
     }
-    let mut from = 0;
-    while from < rest.len() {
-        let Some((at, _)) = ["crate::", "super::", "self::"]
+    let mut search_start = 0;
+    while search_start < rest.len() {
+        let Some(start) = ["crate::", "super::", "self::"]
             .iter()
-            .filter_map(|prefix| rest[from..].find(prefix).map(|at| (from + at, prefix)))
+            .filter_map(|prefix| rest[search_start..].find(prefix))
+            .map(|index| search_start + index)
             .min()
         else {
             break;
         };
-        let is_whole = at == 0
-            || !rest[..at]
+        let is_path_start = start == 0
+            || !rest[..start]
                 .ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == ':' || c == '$');
-        let text: String = rest[at..]
+        let text: String = rest[start..]
             .chars()
             .take_while(|c| c.is_alphanumeric() || *c == '_' || *c == ':')
             .collect();
-        if is_whole {
+        if is_path_start {
             paths.push(segments(&text));
         }
-        from = at + text.len().max(1);
+        search_start = start + text.len().max(1);
     }
     paths
 }
@@ -271,29 +274,29 @@ fn segments(path: &str) -> Vec<String> {
         .collect()
 }
 
-/// Each `use` item: whether it is public, its tree, and where it stands.
+/// For each `use` item: whether it is a re-export, its tree, and its range of bytes.
 fn use_items(code: &str) -> Vec<(bool, String, std::ops::Range<usize>)> {
     let mut items = Vec::new();
-    let mut from = 0;
-    while let Some(found) = code[from..].find("use ") {
-        let at = from + found;
-        from = at + 4;
-        let line_start = code[..at]
+    let mut search_start = 0;
+    while let Some(index) = code[search_start..].find("use ") {
+        let start = search_start + index;
+        search_start = start + 4;
+        let line_start = code[..start]
             .rfind(['\n', ';', '{', '}'])
-            .map_or(0, |at| at + 1);
-        let before = code[line_start..at].trim();
+            .map_or(0, |index| index + 1);
+        let before = code[line_start..start].trim();
         let is_item = before.is_empty() || before.starts_with("pub") || before.ends_with(']');
-        let Some(length) = code[at..].find(';') else {
+        let Some(length) = code[start..].find(';') else {
             break;
         };
         if is_item {
             let is_reexport = before.contains("pub");
             items.push((
                 is_reexport,
-                code[at + 4..at + length].to_owned(),
-                at..at + length,
+                code[start + 4..start + length].to_owned(),
+                start..start + length,
             ));
-            from = at + length;
+            search_start = start + length;
         }
     }
     items
@@ -309,13 +312,13 @@ fn expand_tree(tree: &str, prefix: &mut Vec<String>, leaves: &mut Vec<Vec<String
         let inner = &tree[open + 1..tree.rfind('}').unwrap_or(tree.len())];
         let mut depth = 0;
         let mut start = 0;
-        for (at, c) in inner.char_indices() {
+        for (index, c) in inner.char_indices() {
             match c {
                 '{' => depth += 1,
                 '}' => depth -= 1,
                 ',' if depth == 0 => {
-                    expand_tree(&inner[start..at], prefix, leaves);
-                    start = at + 1;
+                    expand_tree(&inner[start..index], prefix, leaves);
+                    start = index + 1;
                 }
                 _ => {}
             }
@@ -337,8 +340,8 @@ fn expand_tree(tree: &str, prefix: &mut Vec<String>, leaves: &mut Vec<Vec<String
     }
 }
 
-/// The path from the crate's root of one that stands in the module `from`; `None` where it leads
-/// out of the crate.
+/// The absolute form of a path in the module `from`, or `None` if the path has more `super` than
+/// the module has parents.
 fn absolute_path(from: &ModulePath, path: &[String]) -> Option<ModulePath> {
     let mut base = from.clone();
     let mut rest = path;
@@ -361,7 +364,7 @@ fn absolute_path(from: &ModulePath, path: &[String]) -> Option<ModulePath> {
     Some(base)
 }
 
-/// What a module re-exports from other modules of the crate, by name.
+/// The modules of the crate whose items a module re-exports, by the name of the re-export.
 fn reexports(
     path: &ModulePath,
     code: &str,
@@ -381,7 +384,7 @@ fn reexports(
             let Some(name) = absolute.last().cloned() else {
                 continue;
             };
-            if let Some(module) = longest_module(&absolute, paths) {
+            if let Some(module) = longest_module_prefix(&absolute, paths) {
                 names.insert(name, module);
             }
         }
@@ -389,22 +392,23 @@ fn reexports(
     names
 }
 
-fn longest_module(path: &[String], paths: &BTreeSet<ModulePath>) -> Option<ModulePath> {
+/// The longest prefix of a path that is a module.
+fn longest_module_prefix(path: &[String], paths: &BTreeSet<ModulePath>) -> Option<ModulePath> {
     (1..=path.len())
         .rev()
         .map(|length| path[..length].to_vec())
         .find(|prefix| paths.contains(prefix))
 }
 
-/// The module that defines what `path` names.
+/// The module that defines the item at `path`.
 fn resolve(
     path: &[String],
     paths: &BTreeSet<ModulePath>,
     reexports: &BTreeMap<ModulePath, BTreeMap<String, ModulePath>>,
 ) -> Option<ModulePath> {
-    let mut module = longest_module(path, paths)?;
+    let mut module = longest_module_prefix(path, paths)?;
     let mut name = path.get(module.len()).cloned();
-    // A chain of re-exports is short; the bound is against a circle of them.
+    // A chain of re-exports is short. The bound ends a circle of re-exports.
     for _ in 0..8 {
         let Some(next) = name
             .as_ref()

@@ -22,11 +22,11 @@ const LAYERS: &[&[&str]] = &[
     &["protocol"],
 ];
 
-/// Modules of one layer that may import each other in this direction.
-const WITHIN_A_LAYER: &[(&str, &str)] = &[("pipeline", "dead_letters")];
+/// Pairs of modules of one layer, of which the first may import the second.
+const ALLOWED_WITHIN_A_LAYER: &[(&str, &str)] = &[("pipeline", "dead_letters")];
 
-/// Modules beside the layers: what each may import of the crate.
-const BESIDE: &[(&str, &[&str])] = &[
+/// The modules beside the layers, each with the modules of the crate that it may import.
+const BESIDE_LAYERS: &[(&str, &[&str])] = &[
     ("client", &["protocol", "backoff", "http_client"]),
     ("store", &["backoff"]),
     ("health", &[]),
@@ -35,16 +35,16 @@ const BESIDE: &[(&str, &[&str])] = &[
     ("backoff", &[]),
 ];
 
-/// Lines of code that a file may have, without comments and blank lines.
-const FILE_LINES: usize = 500;
+/// Maximum of lines of code in a file, without comments and blank lines.
+const MAX_FILE_LINES: usize = 500;
 
 /// Files that may be longer. `chatmesh.js` is a single file by contract: users copy it alone, pages
 /// of other origins import it as one resource, and a page must not mix parts of two versions while
 /// gateways are updated one after the other.
 const LONG_FILES: &[&str] = &["web/chatmesh.js"];
 
-/// Lines that a function may have.
-const FUNCTION_LINES: usize = 80;
+/// Maximum of lines in a function, without comments and blank lines.
+const MAX_FUNCTION_LINES: usize = 80;
 
 fn modules() -> BTreeMap<ModulePath, Module> {
     read_modules(Path::new(env!("CARGO_MANIFEST_DIR")))
@@ -54,27 +54,27 @@ fn layer(top: &str) -> Option<usize> {
     LAYERS.iter().position(|layer| layer.contains(&top))
 }
 
-/// Why a module of `from` must not import one of `to`; `None` where it may.
-fn forbidden(from: &str, to: &str) -> Option<String> {
+/// The reason why a module of `from` must not import one of `to`, or `None` if it may.
+fn import_violation(from: &str, to: &str) -> Option<String> {
     if from == to {
         return None;
     }
-    if let Some((_, allowed)) = BESIDE.iter().find(|(name, _)| *name == from) {
+    if let Some((_, allowed)) = BESIDE_LAYERS.iter().find(|(name, _)| *name == from) {
         return (!allowed.contains(&to)).then(|| format!("{from} may import {allowed:?} only"));
     }
-    let Some(own) = layer(from) else {
+    let Some(from_layer) = layer(from) else {
         return Some(format!(
             "{from} is in no layer: add it to this test and to ARCHITECTURE.md"
         ));
     };
-    let Some(other) = layer(to) else {
-        let is_beside = BESIDE.iter().any(|(name, _)| *name == to);
+    let Some(to_layer) = layer(to) else {
+        let is_beside = BESIDE_LAYERS.iter().any(|(name, _)| *name == to);
         return (!is_beside).then(|| format!("{to} is in no layer"));
     };
-    if other < own {
+    if to_layer < from_layer {
         return Some(format!("{to} is in a higher layer"));
     }
-    if other == own && !WITHIN_A_LAYER.contains(&(from, to)) {
+    if to_layer == from_layer && !ALLOWED_WITHIN_A_LAYER.contains(&(from, to)) {
         return Some(format!("{to} is in the same layer"));
     }
     None
@@ -91,7 +91,7 @@ fn modules_import_from_lower_layers_only() {
             let Some(to) = target.first() else {
                 continue;
             };
-            if let Some(reason) = forbidden(from, to) {
+            if let Some(reason) = import_violation(from, to) {
                 let file = module.file.display();
                 violations.push(format!("{file} imports {}: {reason}", target.join("::")));
             }
@@ -115,36 +115,36 @@ fn import_cycles_stay_within_one_folder() {
     assert!(cycles.is_empty(), "import cycles:\n{}", cycles.join("\n"));
 }
 
-/// Groups of modules that import each other in a circle. A folder's `mod.rs` and its children are
-/// one unit in this count: a child may use what its `mod.rs` defines, and the other way round.
+/// Groups of modules that import each other in a circle. Imports between a folder's `mod.rs` and
+/// the modules in the folder do not count, because they may use each other's items.
 fn cycles(modules: &BTreeMap<ModulePath, Module>) -> Vec<Vec<ModulePath>> {
-    let reach: BTreeMap<&ModulePath, BTreeSet<&ModulePath>> = modules
+    let reachable: BTreeMap<&ModulePath, BTreeSet<&ModulePath>> = modules
         .keys()
         .map(|start| {
-            let mut seen = BTreeSet::new();
-            let mut open = vec![start];
-            while let Some(path) = open.pop() {
+            let mut reached = BTreeSet::new();
+            let mut unvisited = vec![start];
+            while let Some(path) = unvisited.pop() {
                 for next in modules[path]
                     .imports
                     .iter()
-                    .filter(|next| !is_family(path, next))
+                    .filter(|next| !is_parent_or_child(path, next))
                 {
                     if let Some((next, _)) = modules.get_key_value(next)
-                        && seen.insert(next)
+                        && reached.insert(next)
                     {
-                        open.push(next);
+                        unvisited.push(next);
                     }
                 }
             }
-            (start, seen)
+            (start, reached)
         })
         .collect();
     let mut groups = BTreeSet::new();
-    for (path, reached) in &reach {
+    for (path, reached) in &reachable {
         if reached.contains(path) {
             let group: Vec<ModulePath> = modules
                 .keys()
-                .filter(|other| reached.contains(other) && reach[other].contains(path))
+                .filter(|other| reached.contains(other) && reachable[other].contains(path))
                 .cloned()
                 .collect();
             groups.insert(group);
@@ -153,31 +153,32 @@ fn cycles(modules: &BTreeMap<ModulePath, Module>) -> Vec<Vec<ModulePath>> {
     groups.into_iter().collect()
 }
 
-/// Whether one of the two is the other's `mod.rs`.
-fn is_family(one: &ModulePath, other: &ModulePath) -> bool {
-    one.starts_with(other) || other.starts_with(one)
+/// Whether the folder of one module contains the other module.
+fn is_parent_or_child(first: &ModulePath, second: &ModulePath) -> bool {
+    first.starts_with(second) || second.starts_with(first)
 }
 
 #[test]
 fn files_are_short() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut long = Vec::new();
+    let mut long_files = Vec::new();
     for folder in ["src", "tests", "benches", "fuzz", "web"] {
         let mut files = Vec::new();
         imports::find_sources(&root.join(folder), &mut files);
-        assert!(!files.is_empty(), "{folder} has sources");
+        assert!(!files.is_empty(), "expected sources in {folder}");
         for file in files {
             let lines = lines_of_code(&imports::strip_text(&fs::read_to_string(&file).unwrap()));
             let file = file.strip_prefix(root).unwrap();
-            if lines > FILE_LINES && !LONG_FILES.iter().any(|long| file == Path::new(long)) {
-                long.push(format!("{}: {lines} lines", file.display()));
+            if lines > MAX_FILE_LINES && !LONG_FILES.iter().any(|exempt| file == Path::new(exempt))
+            {
+                long_files.push(format!("{}: {lines} lines", file.display()));
             }
         }
     }
     assert!(
-        long.is_empty(),
-        "over {FILE_LINES} lines of code:\n{}",
-        long.join("\n")
+        long_files.is_empty(),
+        "over {MAX_FILE_LINES} lines of code:\n{}",
+        long_files.join("\n")
     );
 }
 
@@ -187,32 +188,32 @@ fn lines_of_code(code: &str) -> usize {
 
 #[test]
 fn functions_are_short() {
-    let mut long = Vec::new();
+    let mut long_functions = Vec::new();
     for module in modules().values() {
         for (name, lines) in function_lengths(&module.code) {
-            if lines > FUNCTION_LINES {
-                long.push(format!("{} {name}: {lines} lines", module.file.display()));
+            if lines > MAX_FUNCTION_LINES {
+                long_functions.push(format!("{} {name}: {lines} lines", module.file.display()));
             }
         }
     }
     assert!(
-        long.is_empty(),
-        "over {FUNCTION_LINES} lines:\n{}",
-        long.join("\n")
+        long_functions.is_empty(),
+        "over {MAX_FUNCTION_LINES} lines:\n{}",
+        long_functions.join("\n")
     );
 }
 
 /// The lines of each function from its signature to its closing brace, without blank ones.
 fn function_lengths(code: &str) -> Vec<(String, usize)> {
     let mut lengths = Vec::new();
-    let mut from = 0;
-    while let Some(found) = code[from..].find("fn ") {
-        let at = from + found;
-        from = at + 3;
-        if at > 0 && !code[..at].ends_with([' ', '\n', '(']) {
+    let mut search_start = 0;
+    while let Some(index) = code[search_start..].find("fn ") {
+        let start = search_start + index;
+        search_start = start + 3;
+        if start > 0 && !code[..start].ends_with([' ', '\n', '(']) {
             continue;
         }
-        let name: String = code[from..]
+        let name: String = code[search_start..]
             .chars()
             .take_while(|c| c.is_alphanumeric() || *c == '_')
             .collect();
@@ -220,7 +221,10 @@ fn function_lengths(code: &str) -> Vec<(String, usize)> {
             continue;
         }
         // A declaration of a trait ends at a semicolon before any brace.
-        let Some(open) = code[from..].find(['{', ';']).map(|at| from + at) else {
+        let Some(open) = code[search_start..]
+            .find(['{', ';'])
+            .map(|index| search_start + index)
+        else {
             break;
         };
         if code.as_bytes()[open] == b';' {
@@ -238,13 +242,13 @@ fn function_lengths(code: &str) -> Vec<(String, usize)> {
                 depth == 0
             })
             .map_or(code.len(), |length| open + length);
-        lengths.push((name, lines_of_code(&code[at..end])));
+        lengths.push((name, lines_of_code(&code[start..end])));
     }
     lengths
 }
 
 #[test]
-fn the_reader_finds_imports_in_every_form() {
+fn comments_and_strings_are_stripped_and_imports_are_found() {
     let stripped =
         imports::strip_text("let a = \"crate::x\"; // crate::y\nlet b = 'c'; use crate::z;");
     assert!(!stripped.contains("crate::x") && !stripped.contains("crate::y"));
@@ -259,7 +263,7 @@ fn the_reader_finds_imports_in_every_form() {
     for expected in ["config", "fanout", "log", "protocol"] {
         assert!(
             imports.contains(expected),
-            "the gateway imports {expected}: {imports:?}"
+            "expected the import of {expected} by the gateway: {imports:?}"
         );
     }
 }

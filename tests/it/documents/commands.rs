@@ -1,5 +1,5 @@
-//! Runs every command in blocks marked `sh` or `console`. Of a command that a test cannot run, the files
-//! and recipes that it names must exist.
+//! Runs every command in blocks of shell code. If a test cannot run a command, the files and
+//! recipes that the command names must exist.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -31,8 +31,8 @@ fn blocks<'a>(text: &'a str, languages: &[&str]) -> Vec<(String, Vec<(usize, &'a
     blocks
 }
 
-/// The commands of a document. A backslash continues a line; comments, and the output in `console`
-/// blocks, are left out.
+/// The commands of a document. A backslash continues a line. Comments, and the output in `console`
+/// blocks, are ignored.
 fn steps(document: &Document) -> Vec<Step> {
     let mut steps = Vec::new();
     for (language, lines) in blocks(&document.text, &["sh", "bash", "shell", "console"]) {
@@ -48,9 +48,7 @@ fn steps(document: &Document) -> Vec<Step> {
             };
             let mut text = line.to_owned();
             while let Some(head) = text.strip_suffix('\\') {
-                let (_, next) = lines
-                    .next()
-                    .expect("a backslash is followed by another line");
+                let (_, next) = lines.next().expect("another line follows a backslash");
                 text = format!("{head} {next}");
             }
             let text = strip_comment(&text).trim().to_owned();
@@ -63,23 +61,23 @@ fn steps(document: &Document) -> Vec<Step> {
     steps
 }
 
-/// Removes a comment: from a `#` outside quotes at the beginning of a word.
+/// Removes a comment, which begins with a `#` outside quotes at the beginning of a word.
 fn strip_comment(text: &str) -> &str {
     let mut quote = None;
-    let mut before = ' ';
+    let mut previous = ' ';
     for (index, c) in text.char_indices() {
         match quote {
             Some(open) if c == open => quote = None,
             None if c == '\'' || c == '"' => quote = Some(c),
-            None if c == '#' && before.is_whitespace() => return &text[..index],
+            None if c == '#' && previous.is_whitespace() => return &text[..index],
             Some(_) | None => {}
         }
-        before = c;
+        previous = c;
     }
     text
 }
 
-/// Commands that a test cannot run, with the reason. The files that they name must exist all the same.
+/// Commands that a test cannot run, with the reason. The files that they name must exist.
 const NOT_RUN: &[(&str, &str)] = &[
     ("docker", "needs a Docker daemon"),
     ("kubectl", "needs a cluster"),
@@ -116,11 +114,11 @@ const RUN_UNCHANGED: &[&str] = &[
     "echo", "printf", "cat", "head", "tail", "grep", "sort", "less", "tee", "wc", "curl",
 ];
 
-/// Roles, which would run until they are stopped. Only their command line is checked.
+/// The roles. They run until they are stopped, so only their command line is checked.
 const ROLES: &[&str] = &["gateway", "ai-worker", "relay", "all-in-one"];
 
-/// Subcommands that are run unchanged. Of the others, which need Kafka or Redis or write files, only the
-/// command line is checked.
+/// Subcommands that are run unchanged. The others need Kafka or Redis, or write files, so only
+/// their command line is checked.
 const RUN_SUBCOMMANDS: &[&str] = &[
     "chat",
     "config",
@@ -137,8 +135,8 @@ fn is_assignment(word: &str) -> bool {
     !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
 }
 
-/// The simple commands of a line, each as its words. Supports what documents use: quotes group words,
-/// and redirections are left out.
+/// The simple commands of a line, each as its words. Quotes group words, and redirections are
+/// ignored. The documents use no other syntax.
 fn simple_commands(text: &str) -> Vec<Vec<String>> {
     let mut commands = vec![Vec::new()];
     let mut word = String::new();
@@ -197,30 +195,30 @@ fn chatmesh_arguments(command: &[String]) -> Option<&[String]> {
     }
 }
 
-/// Runs commands against a server, and collects what is wrong with them.
+/// Runs commands against a server, and collects their problems.
 struct Runner {
     server: ChatmeshProcess,
-    faults: Vec<String>,
+    problems: Vec<String>,
 }
 
 impl Runner {
-    fn add_fault(&mut self, step: &Step, what: &str) {
-        self.faults
-            .push(format!("{}: `{}`: {what}", step.location, step.text));
+    fn add_problem(&mut self, step: &Step, problem: &str) {
+        self.problems
+            .push(format!("{}: `{}`: {problem}", step.location, step.text));
     }
 
     /// Checks the arguments by appending `--help`, so nothing is started.
     fn check_arguments(&mut self, step: &Step, arguments: &[String]) {
-        let mut all: Vec<&str> = arguments.iter().map(String::as_str).collect();
-        all.push("--help");
-        let (code, _, err) = ProcessSpec::new(&all).run();
+        let mut words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        words.push("--help");
+        let (code, _, err) = ProcessSpec::new(&words).run();
         if code != Some(0) {
-            self.add_fault(step, &format!("chatmesh rejects the arguments: {err}"));
+            self.add_problem(step, &format!("chatmesh rejects the arguments: {err}"));
         }
     }
 
-    /// Runs a command in a shell with `chatmesh` on the path. Addresses of a local server are replaced by
-    /// that of the test's server.
+    /// Runs a command in a shell with `chatmesh` on the path. The address of the test's server
+    /// replaces the addresses of local servers.
     fn execute(&mut self, step: &Step) {
         let folder = tempfile::tempdir().unwrap();
         let executable = Path::new(env!("CARGO_BIN_EXE_chatmesh"));
@@ -256,7 +254,7 @@ impl Runner {
         let output = child.wait_with_output().unwrap();
         if !output.status.success() {
             let err = String::from_utf8_lossy(&output.stderr).into_owned();
-            self.add_fault(step, &format!("ended with {}: {err}", output.status));
+            self.add_problem(step, &format!("ended with {}: {err}", output.status));
         }
     }
 
@@ -271,12 +269,12 @@ impl Runner {
                     can_run = false;
                 }
             } else if SHELL_BUILTINS.contains(&name) {
-                // Run with the commands that follow.
-            } else if NOT_RUN.iter().any(|(known, _)| *known == name) {
+                // The shell runs a builtin together with the commands that follow.
+            } else if NOT_RUN.iter().any(|(command, _)| *command == name) {
                 self.check_named_files(step, &command);
                 can_run = false;
             } else if !RUN_UNCHANGED.contains(&name) {
-                self.add_fault(
+                self.add_problem(
                     step,
                     "the test does not know this command: add it to NOT_RUN in \
                      tests/it/documents/commands.rs with the reason, or mark the block `text`",
@@ -302,21 +300,21 @@ impl Runner {
                     rest.is_some_and(|rest| rest.starts_with([' ', ':']))
                 };
                 if !recipes.lines().any(is_recipe) {
-                    self.add_fault(step, &format!("the Justfile has no recipe {recipe}"));
+                    self.add_problem(step, &format!("the Justfile has no recipe {recipe}"));
                 }
             }
             ["tests/run", flag, ..]
                 if flag.starts_with("--")
                     && !read(&root().join("tests/run")).contains(&format!("{flag})")) =>
             {
-                self.add_fault(step, "tests/run has no such option");
+                self.add_problem(step, "tests/run has no such option");
             }
             ["cargo", subcommand, ..] => {
-                let known = [
+                let known_subcommands = [
                     "build", "test", "fmt", "clippy", "doc", "install", "deny", "run",
                 ];
-                if !known.contains(subcommand) {
-                    self.add_fault(step, "the test does not know this cargo command");
+                if !known_subcommands.contains(subcommand) {
+                    self.add_problem(step, "the test does not know this cargo command");
                 }
             }
             _ => {}
@@ -335,17 +333,17 @@ impl Runner {
             .filter(|file| *file != "-" && !root().join(file).exists())
             .collect();
         for file in missing {
-            self.add_fault(step, &format!("there is no {file}"));
+            self.add_problem(step, &format!("there is no {file}"));
         }
     }
 }
 
 fn has_curl() -> bool {
-    let found = Command::new("curl").arg("--version").output();
-    found.is_ok_and(|output| output.status.success())
+    let output = Command::new("curl").arg("--version").output();
+    output.is_ok_and(|output| output.status.success())
 }
 
-/// Whether a curl command calls a local server, which is the test's.
+/// Whether a curl command calls a local server, whose address the test's server replaces.
 fn curl_calls_test_server(command: &[String]) -> bool {
     let is_local =
         |word: &String| word.contains("localhost:8000") || word.contains("127.0.0.1:8000");
@@ -357,7 +355,7 @@ async fn every_command_in_the_documents_runs() {
     let server = ProcessSpec::ephemeral().start().await;
     let mut runner = Runner {
         server,
-        faults: Vec::new(),
+        problems: Vec::new(),
     };
     let mut count = 0;
     for document in documents() {
@@ -367,7 +365,7 @@ async fn every_command_in_the_documents_runs() {
         }
     }
     assert!(count >= 10, "only {count} commands were found");
-    assert!(runner.faults.is_empty(), "{}", runner.faults.join("\n"));
+    assert!(runner.problems.is_empty(), "{}", runner.problems.join("\n"));
 }
 
 #[test]
@@ -388,6 +386,6 @@ fn commands_are_split_like_in_a_shell() {
         text: "```sh\na \\\n  b # c\n# d\n```\n```text\nx\n```\n```console\n$ e\nprinted\n```\n"
             .into(),
     };
-    let found: Vec<String> = steps(&document).into_iter().map(|step| step.text).collect();
-    assert_eq!(found, ["a  b", "e"]);
+    let commands: Vec<String> = steps(&document).into_iter().map(|step| step.text).collect();
+    assert_eq!(commands, ["a  b", "e"]);
 }

@@ -1,5 +1,5 @@
-//! Tests of the documents for people: every command in them runs, and every setting and file that they
-//! name exists.
+//! Tests of the documents for people: every command in them runs, and every setting and file that
+//! they name exists.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ pub(crate) fn root() -> &'static Path {
 }
 
 fn read(path: &Path) -> String {
-    std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+    std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
 /// A document, with its path relative to the root of the repository.
@@ -30,7 +30,7 @@ impl Document {
 }
 
 fn documents() -> Vec<Document> {
-    let mut all = Vec::new();
+    let mut documents = Vec::new();
     for folder in ["", "docs", "deploy", "web"] {
         let Ok(entries) = std::fs::read_dir(root().join(folder)) else {
             continue;
@@ -40,13 +40,17 @@ fn documents() -> Vec<Document> {
             if path.extension().is_some_and(|extension| extension == "md") {
                 let name = path.strip_prefix(root()).unwrap().display().to_string();
                 let text = read(&path);
-                all.push(Document { name, text });
+                documents.push(Document { name, text });
             }
         }
     }
-    all.sort_by(|a, b| a.name.cmp(&b.name));
-    assert!(all.iter().any(|document| document.name == "README.md"));
-    all
+    documents.sort_by(|first, second| first.name.cmp(&second.name));
+    assert!(
+        documents
+            .iter()
+            .any(|document| document.name == "README.md")
+    );
+    documents
 }
 
 /// The lines outside fenced blocks, each with its number (from 1).
@@ -90,17 +94,20 @@ fn every_linked_file_exists() {
 
 #[test]
 fn prose_is_at_most_100_characters_wide() {
-    let mut wide = Vec::new();
+    let mut wide_lines = Vec::new();
     for document in documents() {
         for (line, text) in prose(&document.text) {
             // A table's row and a link can't be wrapped.
             let is_exempt = text.trim_start().starts_with('|') || !text.trim().contains(' ');
             if !is_exempt && text.chars().count() > 100 {
-                wide.push(format!("{}:{line}", document.name));
+                wide_lines.push(format!("{}:{line}", document.name));
             }
         }
     }
-    assert!(wide.is_empty(), "lines over 100 characters: {wide:#?}");
+    assert!(
+        wide_lines.is_empty(),
+        "lines over 100 characters: {wide_lines:#?}"
+    );
 }
 
 /// Words in capitals that are not settings of chatmesh.
@@ -133,7 +140,7 @@ const NOT_SETTINGS: &[&str] = &[
     "ENV_FILE",
     // A constant in an example of the style guide.
     "DEDUP_FRAMES",
-    // A variable of OpenTelemetry that chatmesh does not support, and the documents say so.
+    // A variable of OpenTelemetry that chatmesh does not support, as the documents say.
     "OTEL_EXPORTER_OTLP_COMPRESSION",
     // Words of HTTP, Redis, Kafka, signals and formats.
     "DELETE",
@@ -173,22 +180,22 @@ const NOT_SETTINGS: &[&str] = &[
     "TODO",
 ];
 
-/// The words in code spans that have the form of a variable, except those that name several with `*` or
-/// `…`.
-fn settings_in(text: &str) -> Vec<String> {
+/// The names of variables in code spans. A word with `*` or `…` stands for several variables and is
+/// ignored.
+fn setting_names(text: &str) -> Vec<String> {
     let is_name_char = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_';
-    let mut found = Vec::new();
+    let mut names = Vec::new();
     for code in text.split('`').skip(1).step_by(2) {
         for word in code.split(|c: char| !(is_name_char(c) || c == '*' || c == '…')) {
             let name = word.trim_matches(|c| c == '*' || c == '…');
             let is_upper = name.starts_with(|c: char| c.is_ascii_uppercase());
-            // Only names of two words, because single words are often those of protocols and formats.
+            // A single word is ignored, because it is often the name of a protocol or format.
             if is_upper && word == name && name.contains('_') && !name.ends_with('_') {
-                found.push(name.to_owned());
+                names.push(name.to_owned());
             }
         }
     }
-    found
+    names
 }
 
 #[test]
@@ -204,13 +211,13 @@ fn every_named_setting_exists() {
             continue;
         }
         for (line, text) in prose(&document.text) {
-            for name in settings_in(text) {
-                let known = keys.contains(name.as_str())
+            for name in setting_names(text) {
+                let is_known = keys.contains(name.as_str())
                     || chat_help.contains(&format!("[env: {name}"))
                     || name.starts_with("TEST_")
                     || name == "CHATMESH_CONFIG"
                     || NOT_SETTINGS.contains(&name.as_str());
-                if !known {
+                if !is_known {
                     unknown.insert(format!("{}:{line}: {name}", document.name));
                 }
             }

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Mock, spec};
+use super::{Mock, load_test_spec};
 use crate::support::process::{ChatmeshProcess, ProcessSpec, signal};
 use crate::support::{TEST_TIMEOUT, http, wait_until};
 
@@ -16,10 +16,10 @@ async fn received_messages(server: &ChatmeshProcess) -> f64 {
     values.sum()
 }
 
-/// Messages that 5 s at 40 messages a second have.
+/// Number of messages in 5 s at 40 messages a second.
 const SCHEDULED: u64 = 200;
 
-/// Starts a test of [`SCHEDULED`] messages; returns when the server has received the first of them.
+/// Starts a test of [`SCHEDULED`] messages. Returns when the server has received the first 20.
 async fn start_load(
     server: &ChatmeshProcess,
     flags: &[&str],
@@ -37,7 +37,7 @@ async fn start_load(
         flags,
     ]
     .concat();
-    let spec = spec(server, &flags);
+    let spec = load_test_spec(server, &flags);
     let test = tokio::task::spawn_blocking(move || {
         let (code, out, errors) = spec.run();
         let result = serde_json::from_str(&out).unwrap_or_else(|_| panic!("{out}{errors}"));
@@ -86,10 +86,10 @@ async fn killed_server_is_measured_over_the_whole_planned_duration() {
     assert_near("throughput", delivered / 5.0);
     assert_eq!(sum(&result["closed_early"]), 4, "{result:#}");
     assert_eq!(sum(&result["not_back"]), 4, "{result:#}");
-    let is_missed = |verdict: &Value| verdict["met"] == false;
-    assert!(is_missed(&result["required"][0]), "{result:#}");
+    let is_unmet = |verdict: &Value| verdict["met"] == false;
+    assert!(is_unmet(&result["required"][0]), "{result:#}");
     let criteria = result["original_criteria"].as_array().unwrap();
-    assert!(criteria.iter().all(is_missed), "{result:#}");
+    assert!(criteria.iter().all(is_unmet), "{result:#}");
     let notes = result["notes"].to_string();
     assert!(notes.contains("4 connections ended early"), "{notes}");
 }
@@ -143,7 +143,7 @@ async fn interrupted_test_reports_pending_messages_as_not_lost() {
             "10m",
             "--json",
         ];
-        let mut test = spec(&server, &flags).spawn();
+        let mut test = load_test_spec(&server, &flags).spawn();
         wait_until(
             "the model is called for each client",
             TEST_TIMEOUT,

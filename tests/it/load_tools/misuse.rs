@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Mock, load_test, result};
+use super::{Mock, run_load_test, run_load_test_for_json};
 use crate::support::process::{ProcessSpec, free_port};
 
 #[tokio::test]
@@ -21,14 +21,14 @@ async fn order_and_duplicates_are_not_measured_for_unmarked_classic_answers() {
         "3",
     ];
     let flags = [&small_load[..], &["--json", "--require", "doubles=0"]].concat();
-    let (code, result) = result(&server, &flags);
+    let (code, result) = run_load_test_for_json(&server, &flags);
     assert_eq!(result["delivered"], 6, "{result:#}");
     for name in ["doubles", "out_of_order", "mixed_up"] {
         assert!(result.get(name).is_some_and(Value::is_null), "{result:#}");
     }
     let required = json!([{"condition": "doubles=0", "value": null, "met": false}]);
     assert_eq!((code, &result["required"]), (Some(1), &required));
-    let (code, text, _) = load_test(&server, &small_load);
+    let (code, text, _) = run_load_test(&server, &small_load);
     assert_eq!(code, Some(0), "{text}");
     for name in ["doubles", "out of order", "mixed up"] {
         let mut lines = text.lines();
@@ -52,7 +52,7 @@ async fn result_is_printed_when_the_html_report_can_not_be_written() {
         "--html",
         "/dev/full",
     ];
-    let (code, out, errors) = load_test(&server, &flags);
+    let (code, out, errors) = run_load_test(&server, &flags);
     assert_eq!(code, Some(1), "{errors}");
     assert!(errors.contains("/dev/full can't be written"), "{errors}");
     let result: Value = serde_json::from_str(&out).unwrap();
@@ -65,7 +65,7 @@ async fn test_without_a_delivery_fails() {
         .env("MAX_CONTENT_CHARS", "10")
         .start()
         .await;
-    let (code, text, errors) = load_test(&server, &["--clients", "2", "--messages", "2"]);
+    let (code, text, errors) = run_load_test(&server, &["--clients", "2", "--messages", "2"]);
     assert_eq!(code, Some(1), "{text}{errors}");
     assert!(
         text.contains("not a single message was delivered"),
@@ -84,14 +84,14 @@ fn unreachable_server_is_reported_and_leaves_no_html_report() {
     assert_eq!(code, Some(3));
     assert!(errors.contains("does not answer"), "{errors}");
     assert!(!file.exists());
-    // With a token no HTTP request is made, so the connections are what fails.
+    // With a token, the load test makes no HTTP request, so its connections fail.
     let (code, text, errors) = spec.arg("--token").arg("x").run();
     assert_eq!(code, Some(3), "{errors}");
     assert!(text.contains("100 clients could not connect"), "{text}");
 }
 
 /// Commands with invalid options, and a part of the expected error.
-const INVALID: &[(&str, &[&str], &str)] = &[
+const INVALID_OPTIONS: &[(&str, &[&str], &str)] = &[
     ("load-test", &["--messages", "0"], "0 is not in"),
     ("load-test", &["--duration", "0"], "above 0"),
     ("load-test", &["--clients", "0"], "0 is not in"),
@@ -117,7 +117,7 @@ const INVALID: &[(&str, &[&str], &str)] = &[
 
 #[test]
 fn invalid_options_are_rejected_before_the_test_starts() {
-    for (command, flags, expected) in INVALID {
+    for (command, flags, expected) in INVALID_OPTIONS {
         let spec = ProcessSpec::new(&[command]);
         let spec = flags.iter().fold(spec, |spec, flag| spec.arg(flag));
         let (code, out, errors) = spec.run();

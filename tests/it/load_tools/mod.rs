@@ -11,7 +11,7 @@ use crate::support::{TEST_TIMEOUT, http, wait_until};
 mod interruptions;
 mod misuse;
 
-/// A running `mock-openai`; killed when dropped.
+/// A running `mock-openai`, which is killed when it is dropped.
 struct Mock {
     child: Child,
     url: String,
@@ -86,15 +86,15 @@ async fn mock_stream_matches_the_whole_answer_and_its_usage() {
     // The FNV-1a hash of "hello".
     assert!(streamed.starts_with("a430d84680aabd0b "), "{streamed}");
 
-    let [.., end, usage] = &events[..] else {
-        panic!("{stream}")
+    let [.., last_chunk, usage] = &events[..] else {
+        panic!("expected two events or more: {stream}")
     };
-    assert_eq!(end["choices"][0]["finish_reason"], "stop");
+    assert_eq!(last_chunk["choices"][0]["finish_reason"], "stop");
     assert_eq!(usage["choices"], json!([]));
     let tokens = streamed.split_inclusive(' ').count();
     assert!((5..=9).contains(&tokens));
     assert_eq!(usage["usage"]["completion_tokens"], tokens);
-    assert!(end["usage"].is_null() && end.get("usage").is_some());
+    assert!(last_chunk["usage"].is_null() && last_chunk.get("usage").is_some());
     assert_eq!(usage["usage"], whole["usage"]);
 }
 
@@ -120,7 +120,7 @@ async fn mock_fails_by_its_options_and_counts_the_failures() {
             Err(_) => break true,
         }
     };
-    assert!(is_cut, "the stream ended regularly");
+    assert!(is_cut, "expected the stream to be cut");
     let text = String::from_utf8(text).unwrap();
     assert!(text.contains("one") && !text.contains("four"), "{text}");
 
@@ -135,18 +135,19 @@ async fn mock_fails_by_its_options_and_counts_the_failures() {
     }
 }
 
-fn spec(server: &ChatmeshProcess, flags: &[&str]) -> ProcessSpec {
+fn load_test_spec(server: &ChatmeshProcess, flags: &[&str]) -> ProcessSpec {
     let url = server.url("").replace("http", "ws");
     let spec = ProcessSpec::new(&["load-test", "--url", &url]);
     flags.iter().fold(spec, |spec, flag| spec.arg(flag))
 }
 
-fn load_test(server: &ChatmeshProcess, flags: &[&str]) -> (Option<i32>, String, String) {
-    spec(server, flags).run()
+fn run_load_test(server: &ChatmeshProcess, flags: &[&str]) -> (Option<i32>, String, String) {
+    load_test_spec(server, flags).run()
 }
 
-fn result(server: &ChatmeshProcess, flags: &[&str]) -> (Option<i32>, Value) {
-    let (code, out, errors) = load_test(server, flags);
+/// Runs a load test with JSON output. Returns its exit code and its result.
+fn run_load_test_for_json(server: &ChatmeshProcess, flags: &[&str]) -> (Option<i32>, Value) {
+    let (code, out, errors) = run_load_test(server, flags);
     let result = serde_json::from_str(&out).unwrap_or_else(|_| panic!("{out}{errors}"));
     (code, result)
 }
@@ -166,7 +167,7 @@ async fn every_message_is_counted_in_both_protocols_and_modes() {
             &["--require", "loss=0", "--require", "delivered=100%"],
         ]
         .concat();
-        let (code, result) = result(&server, &flags);
+        let (code, result) = run_load_test_for_json(&server, &flags);
         assert_eq!(code, Some(0), "{result:#}");
         for (name, expected) in [
             ("connections", 12),
@@ -198,16 +199,19 @@ async fn unmet_condition_exits_with_1_and_the_html_report_is_self_contained() {
     let file = file.to_str().unwrap();
     let small_load = ["--clients", "4", "--messages", "3", "--rate", "100"];
     let flags = [&small_load[..], &["--require", "p99<1us", "--html", file]].concat();
-    let (code, text, errors) = load_test(&server, &flags);
+    let (code, text, errors) = run_load_test(&server, &flags);
     assert_eq!(code, Some(1), "{text}{errors}");
     assert!(text.contains("✗ p99<1us"), "{text}");
     let page = std::fs::read_to_string(file).unwrap();
     assert!(page.contains("<svg") && page.contains("p99&lt;1us"));
     for external in ["<script", "http://", "https://", "src="] {
-        assert!(!page.contains(external), "{external}");
+        assert!(
+            !page.contains(external),
+            "expected no {external} in the report"
+        );
     }
     // An unknown name in a condition is found before the test starts.
-    let (code, _, errors) = load_test(&server, &["--require", "speed>1"]);
+    let (code, _, errors) = run_load_test(&server, &["--require", "speed>1"]);
     assert_eq!(code, Some(2), "{errors}");
     assert!(errors.contains("throughput"), "{errors}");
 }
@@ -217,7 +221,7 @@ async fn reached_rate_limit_is_reported_with_the_setting_that_removes_it() {
     let spec = ProcessSpec::ephemeral().env("USER_RATE_LIMIT_MAX_REQUESTS", "2");
     let server = spec.start().await;
     let flags = ["--clients", "3", "--messages", "5", "--rate", "200"];
-    let (code, text, errors) = load_test(&server, &flags);
+    let (code, text, errors) = run_load_test(&server, &flags);
     assert_eq!(code, Some(0), "{errors}");
     let expected = [
         "9 of 15 messages were refused",
@@ -225,7 +229,7 @@ async fn reached_rate_limit_is_reported_with_the_setting_that_removes_it() {
         "USER_MAX_PENDING=0",
     ];
     for part in expected {
-        assert!(text.contains(part), "{part}: {text}");
+        assert!(text.contains(part), "expected {part:?} in {text}");
     }
 }
 
@@ -233,10 +237,10 @@ async fn reached_rate_limit_is_reported_with_the_setting_that_removes_it() {
 async fn idle_test_holds_its_connections_for_its_duration() {
     let server = ProcessSpec::ephemeral().start().await;
     let flags = ["--idle", "--clients", "30", "--duration", "3s", "--json"];
-    let spec = spec(&server, &flags);
+    let spec = load_test_spec(&server, &flags);
     let test = tokio::task::spawn_blocking(move || spec.run());
     let url = server.url("/health");
-    wait_until("all are connected", TEST_TIMEOUT, || async {
+    wait_until("all clients are connected", TEST_TIMEOUT, || async {
         http::get(&url).await.json()["total_connections"] == 30
     })
     .await;

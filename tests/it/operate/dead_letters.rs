@@ -10,7 +10,7 @@ use crate::support::stack::{MESSAGES, Stack};
 use crate::support::v1::V1Client;
 use crate::support::{TEST_TIMEOUT, http, kafka_address, redis_url, unique_name, wait_until};
 
-const KEY: &str = "an-admin-key";
+const ADMIN_KEY: &str = "an-admin-key";
 
 /// Runs `chatmesh dlq …`. Returns exit code, standard output and standard error.
 fn dlq(env: &[(&str, &str)], args: &[&str]) -> (Option<i32>, String, String) {
@@ -47,7 +47,7 @@ async fn a_refused_message_is_replayed_through_a_running_all_in_one_and_in_its_f
     let spec = ProcessSpec::durable()
         .env("OPENAI_BASE_URL", &model.base_url())
         .env("OPENAI_TIMEOUT_MS", "10000")
-        .env("ADMIN_KEY", KEY);
+        .env("ADMIN_KEY", ADMIN_KEY);
     let mut process = spec.start().await;
     let mut alice = V1Client::open(process.port(), "alice").await;
     assert_eq!(
@@ -64,59 +64,63 @@ async fn a_refused_message_is_replayed_through_a_running_all_in_one_and_in_its_f
     );
 
     let url = process.url("/");
-    let running = ["--url", url.as_str()];
-    let key = [("ADMIN_KEY", KEY)];
+    let url_args = ["--url", url.as_str()];
+    let key_env = [("ADMIN_KEY", ADMIN_KEY)];
     // The dead letter is written after the user has received the error.
     wait_until("three dead letters", TEST_TIMEOUT, || async {
-        list(&key, &running).len() == 3
+        list(&key_env, &url_args).len() == 3
     })
     .await;
-    let dead_letters = list(&key, &running);
+    let dead_letters = list(&key_env, &url_args);
     assert_eq!(dead_letters[0]["code"], "provider_rejected");
     assert_eq!(dead_letters[0]["userid"], "alice");
-    let table = dlq_ok(&key, &[&["list"], &running[..]].concat());
+    let table = dlq_ok(&key_env, &[&["list"], &url_args[..]].concat());
     assert!(
         table.contains("provider_rejected") && !table.contains("secret"),
         "{table}"
     );
-    let shown = dlq_ok(
-        &key,
-        &[&["show", address(&dead_letters[0])], &running[..]].concat(),
+    let details = dlq_ok(
+        &key_env,
+        &[&["show", address(&dead_letters[0])], &url_args[..]].concat(),
     );
-    assert!(shown.contains("secret one"), "{shown}");
+    assert!(details.contains("secret one"), "{details}");
 
-    // The key is required.
+    // Without the right admin key, the dead letters are not listed.
     let without_key = http::get(&process.url("/dead-letters")).await;
     assert_eq!(without_key.status, 401, "{}", without_key.body);
     let (code, _, err) = dlq(
         &[("ADMIN_KEY", "wrong")],
-        &[&["list"], &running[..]].concat(),
+        &[&["list"], &url_args[..]].concat(),
     );
     assert_eq!(code, Some(1));
     assert!(err.contains("ADMIN_KEY") && !err.contains("wrong"), "{err}");
 
     // A dry run has no effect. A replay is answered as a new message.
     let all = ["--all", "--code", "provider_rejected", "--limit", "1"];
-    let would = dlq_ok(
-        &key,
-        &[&["replay", "--dry-run"], &all[..], &running[..]].concat(),
+    let preview = dlq_ok(
+        &key_env,
+        &[&["replay", "--dry-run"], &all[..], &url_args[..]].concat(),
     );
-    assert!(would.contains("would replay 1"), "{would}");
+    assert!(preview.contains("would replay 1"), "{preview}");
     assert_eq!(model.request_count_for("secret one"), 1);
-    let (code, _, err) = dlq(&key, &[&["replay"], &all[..], &running[..]].concat());
-    assert_eq!(code, Some(1), "there is no terminal for a confirmation");
+    let (code, _, err) = dlq(&key_env, &[&["replay"], &all[..], &url_args[..]].concat());
+    assert_eq!(
+        code,
+        Some(1),
+        "expected an error, because there is no terminal for a confirmation"
+    );
     assert!(err.contains("--yes"), "{err}");
     dlq_ok(
-        &key,
-        &[&["replay", "--yes"], &all[..], &running[..]].concat(),
+        &key_env,
+        &[&["replay", "--yes"], &all[..], &url_args[..]].concat(),
     );
     let answer = alice.wait_for_type("response").await;
     assert_eq!(answer["content"], "echo: secret one");
     assert_ne!(answer["message_id"], dead_letters[0]["message_id"]);
     assert_eq!(answer.get("id"), None, "{answer}");
     let (code, out, _) = dlq(
-        &key,
-        &[&["replay", address(&dead_letters[0])], &running[..]].concat(),
+        &key_env,
+        &[&["replay", address(&dead_letters[0])], &url_args[..]].concat(),
     );
     assert_eq!(code, Some(1));
     assert!(out.contains("already settled"), "{out}");
@@ -124,31 +128,34 @@ async fn a_refused_message_is_replayed_through_a_running_all_in_one_and_in_its_f
     // The folder is in use, so the running process is queried at the address that it wrote there.
     // The process on the configured port is not queried, and the admin key is not needed.
     let folder = spec.dir().join("data");
-    let in_folder = ["--data-dir", folder.to_str().unwrap()];
-    let other = ProcessSpec::durable().env("ADMIN_KEY", KEY).start().await;
-    let port = other.port().to_string();
-    let other_env = [("ADMIN_KEY", KEY), ("PORT", port.as_str())];
-    assert_eq!(list(&other_env, &in_folder).len(), 2);
-    assert_eq!(list(&[], &in_folder).len(), 2);
+    let folder_args = ["--data-dir", folder.to_str().unwrap()];
+    let other_process = ProcessSpec::durable()
+        .env("ADMIN_KEY", ADMIN_KEY)
+        .start()
+        .await;
+    let port = other_process.port().to_string();
+    let other_env = [("ADMIN_KEY", ADMIN_KEY), ("PORT", port.as_str())];
+    assert_eq!(list(&other_env, &folder_args).len(), 2);
+    assert_eq!(list(&[], &folder_args).len(), 2);
     let address_file = folder.join("chatmesh.running");
     let contents = std::fs::read_to_string(&address_file).unwrap();
-    // Another server refuses the key in the file.
+    // The file names the port of another server, which refuses the key in the file.
     let stale = contents.replace(&process.port().to_string(), &port);
     std::fs::write(&address_file, stale).unwrap();
-    let (code, _, err) = dlq(&other_env, &[&["list"], &in_folder[..]].concat());
+    let (code, _, err) = dlq(&other_env, &[&["list"], &folder_args[..]].concat());
     assert_eq!(code, Some(1));
     assert!(err.contains("in use") && err.contains("--url"), "{err}");
     std::fs::remove_file(&address_file).unwrap();
-    let (code, _, err) = dlq(&other_env, &[&["list"], &in_folder[..]].concat());
+    let (code, _, err) = dlq(&other_env, &[&["list"], &folder_args[..]].concat());
     assert_eq!(code, Some(1));
     assert!(err.contains("in use") && err.contains("--url"), "{err}");
     std::fs::write(&address_file, contents).unwrap();
 
     // Topics other than dead-letter topics are refused.
-    for source in [&running[..], &in_folder[..]] {
+    for source in [&url_args[..], &folder_args[..]] {
         for command in ["show", "drop", "replay"] {
             let (code, out, err) = dlq(
-                &key,
+                &key_env,
                 &[&[command, "incoming_messages/0/0"], source].concat(),
             );
             assert_eq!(code, Some(1), "{out}");
@@ -163,21 +170,21 @@ async fn a_refused_message_is_replayed_through_a_running_all_in_one_and_in_its_f
     // the next start.
     process.drain().await;
     assert!(!address_file.exists());
-    let lock = std::fs::read_to_string(folder.join("chatmesh.lock")).unwrap();
-    assert_eq!(lock, "", "the pid is removed");
+    let lock_content = std::fs::read_to_string(folder.join("chatmesh.lock")).unwrap();
+    assert_eq!(lock_content, "", "expected the pid to be removed");
     dlq_ok(
         &[],
-        &[&["drop", address(&dead_letters[1])], &in_folder[..]].concat(),
+        &[&["drop", address(&dead_letters[1])], &folder_args[..]].concat(),
     );
     let out = dlq_ok(
         &[],
-        &[&["replay", address(&dead_letters[2])], &in_folder[..]].concat(),
+        &[&["replay", address(&dead_letters[2])], &folder_args[..]].concat(),
     );
     assert!(out.contains("when all-in-one is started again"), "{out}");
-    let out = dlq_ok(&[], &[&["list"], &in_folder[..]].concat());
+    let out = dlq_ok(&[], &[&["list"], &folder_args[..]].concat());
     assert!(out.contains("no dead letters"), "{out}");
-    let again = spec.start().await;
-    alice.connect(again.port()).await;
+    let restarted = spec.start().await;
+    alice.connect(restarted.port()).await;
     wait_until("the model call", TEST_TIMEOUT, || async {
         model.request_count_for("secret three") == 2
     })
@@ -241,7 +248,7 @@ async fn dead_letters_in_kafka_are_replayed_once_and_answered() {
     let records = stack.kafka_client().read(MESSAGES, 5, TEST_TIMEOUT).await;
     let replays: Vec<_> = records
         .iter()
-        .filter(|r| !r.json()["replay_of"].is_null())
+        .filter(|record| !record.json()["replay_of"].is_null())
         .collect();
     assert_eq!(replays.len(), 2);
     for replay in replays {
@@ -251,7 +258,7 @@ async fn dead_letters_in_kafka_are_replayed_once_and_answered() {
         );
         let is_known = dead_letters
             .iter()
-            .any(|l| l["message_id"] == replay.json()["replay_of"]);
+            .any(|dead_letter| dead_letter["message_id"] == replay.json()["replay_of"]);
         assert!(is_known, "{}", replay.value);
     }
 }
@@ -306,7 +313,7 @@ async fn all_dead_letters_between_settlements_are_found_in_kafka() {
     assert!(
         replayed
             .iter()
-            .all(|r| r.value == "{not JSON" && r.headers.contains_key("replay_of"))
+            .all(|record| record.value == "{not JSON" && record.headers.contains_key("replay_of"))
     );
     let (code, _, err) = dlq(&[("KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:9")], &["list"]);
     assert_eq!(code, Some(1));

@@ -1,4 +1,4 @@
-//! `chatmesh doctor` where all is well, and where one thing is not.
+//! `chatmesh doctor` on working deployments, and on deployments with one problem each.
 
 use std::process::Command;
 
@@ -14,17 +14,18 @@ use crate::support::{
 
 const SECRETS: [&str; 3] = ["sk-secret-key", "redis-secret", "kafka-secret"];
 
-/// A deployment on the shared services, with topics of its own that are as they should be.
-async fn deployment() -> (ProcessSpec, String) {
+/// Creates topics on the shared services. Returns a doctor for a deployment with these topics, and
+/// the name of the messages topic.
+async fn create_deployment() -> (ProcessSpec, String) {
     let topic = unique_name("doctor");
-    let plain = KafkaClient::new(&kafka_address());
+    let kafka = KafkaClient::new(&kafka_address());
     for name in [
         topic.clone(),
         format!("{topic}-out"),
         format!("{topic}.dlq"),
         format!("{topic}-out.dlq"),
     ] {
-        plain.create_topic(&name, 2).await;
+        kafka.create_topic(&name, 2).await;
     }
     let spec = ProcessSpec::new(&["doctor", "--json"])
         .env("KAFKA_BOOTSTRAP_SERVERS", &kafka_address())
@@ -37,34 +38,41 @@ async fn deployment() -> (ProcessSpec, String) {
     (spec, topic)
 }
 
-struct Seen {
+/// The result of a doctor: its exit code, its checks, and its standard output.
+struct DoctorReport {
     code: Option<i32>,
     checks: Vec<Value>,
-    out: String,
+    output: String,
 }
 
-fn examine(spec: &ProcessSpec) -> Seen {
+/// Runs a doctor. Asserts that its output contains no secret.
+fn run_doctor(spec: &ProcessSpec) -> DoctorReport {
     let (code, out, err) = spec.run();
     for secret in SECRETS {
         assert!(!out.contains(secret) && !err.contains(secret), "{out}{err}");
     }
-    let report: Value = serde_json::from_str(&out).unwrap_or_else(|e| panic!("{e}: {out}{err}"));
-    Seen {
+    let json: Value = serde_json::from_str(&out).unwrap_or_else(|e| panic!("{e}: {out}{err}"));
+    DoctorReport {
         code,
-        checks: report["checks"].as_array().unwrap().clone(),
-        out,
+        checks: json["checks"].as_array().unwrap().clone(),
+        output: out,
     }
 }
 
-impl Seen {
-    fn has(&self, area: &str, status: &str, text: &str) -> &Self {
-        let found = self.checks.iter().any(|check| {
+impl DoctorReport {
+    /// Asserts that a check of the area has this status and text, and advice unless it succeeded.
+    fn assert_check(&self, area: &str, status: &str, text: &str) -> &Self {
+        let is_found = self.checks.iter().any(|check| {
             check["area"] == area
                 && check["status"] == status
                 && check.to_string().contains(text)
                 && (status == "ok" || status == "skipped" || check["advice"].is_string())
         });
-        assert!(found, "no {status} of {area} with {text:?}: {}", self.out);
+        assert!(
+            is_found,
+            "expected the status {status} of {area} with {text:?}: {}",
+            self.output
+        );
         self
     }
 }
@@ -72,53 +80,59 @@ impl Seen {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_good_deployment_has_no_problems_on_one_redis_a_cluster_and_sentinel() {
     let model = ScriptedModel::start().await;
-    let (spec, _) = deployment().await;
+    let (spec, _) = create_deployment().await;
     let spec = spec.env("OPENAI_BASE_URL", &model.base_url());
-    // Timestamps of the tests' plain topics are the senders': that is told, and the only problem.
-    let seen = examine(&spec);
-    seen.has("configuration", "ok", "gateway")
-        .has("kafka", "ok", "broker(s) answer")
-        .has("kafka", "problem", "message.timestamp.type")
-        .has("kafka", "warning", "ai-consumer-group")
-        .has("redis", "ok", "version")
-        .has("redis", "ok", "clock")
-        .has("model", "ok", "first token after");
+    // The topics of this test keep the timestamps of their senders, which is reported.
+    let report = run_doctor(&spec);
+    report
+        .assert_check("configuration", "ok", "gateway")
+        .assert_check("kafka", "ok", "broker(s) answer")
+        .assert_check("kafka", "problem", "message.timestamp.type")
+        .assert_check("kafka", "warning", "ai-consumer-group")
+        .assert_check("redis", "ok", "version")
+        .assert_check("redis", "ok", "clock")
+        .assert_check("model", "ok", "first token after");
     assert_eq!(model.request_count(), 1);
     for url in [redis_cluster_url(), redis_sentinel_url()] {
-        let seen = examine(&spec.clone().env("REDIS_URL", &url).arg("--no-model"));
-        seen.has("redis", "ok", "answers")
-            .has("redis", "ok", "version")
-            .has("model", "skipped", "");
+        let report = run_doctor(&spec.clone().env("REDIS_URL", &url).arg("--no-model"));
+        report
+            .assert_check("redis", "ok", "answers")
+            .assert_check("redis", "ok", "version")
+            .assert_check("model", "skipped", "");
         assert!(
-            !seen
+            !report
                 .checks
                 .iter()
-                .any(|c| c["area"] == "redis" && c["status"] == "problem")
+                .any(|check| check["area"] == "redis" && check["status"] == "problem")
         );
     }
-    assert_eq!(model.request_count(), 1, "--no-model costs nothing");
+    assert_eq!(
+        model.request_count(),
+        1,
+        "expected no model call with --no-model"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn topics_of_the_roles_own_making_are_fine_and_missing_or_small_ones_are_told() {
-    let (spec, topic) = deployment().await;
+async fn missing_or_wrong_topics_and_groups_without_members_are_reported() {
+    let (spec, topic) = create_deployment().await;
     let spec = spec.arg("--no-model");
-    let small = examine(&spec.clone().env("KAFKA_TOPIC_PARTITIONS", "12"));
-    small.has("kafka", "problem", "KAFKA_TOPIC_PARTITIONS says 12");
+    let small = run_doctor(&spec.clone().env("KAFKA_TOPIC_PARTITIONS", "12"));
+    small.assert_check("kafka", "problem", "KAFKA_TOPIC_PARTITIONS says 12");
     assert_eq!(small.code, Some(1));
-    let missing = examine(&spec.clone().env("MESSAGES_TOPIC", &unique_name("missing")));
-    missing.has("kafka", "warning", "is missing");
-    let replicas = examine(&spec.clone().env("KAFKA_REPLICATION_FACTOR", "3"));
+    let missing = run_doctor(&spec.clone().env("MESSAGES_TOPIC", &unique_name("missing")));
+    missing.assert_check("kafka", "warning", "is missing");
+    let replicas = run_doctor(&spec.clone().env("KAFKA_REPLICATION_FACTOR", "3"));
     replicas
-        .has("kafka", "problem", "KAFKA_REPLICATION_FACTOR is 3")
-        .has("kafka", "problem", &topic);
+        .assert_check("kafka", "problem", "KAFKA_REPLICATION_FACTOR is 3")
+        .assert_check("kafka", "problem", &topic);
 
-    // A group without members, first without and then with records that wait.
-    let plain = KafkaClient::new(&kafka_address());
-    let group = examine(&spec);
-    group.has("kafka", "warning", "the group has no members");
-    plain.produce(&topic, Some("a"), "{}", &[]).await;
-    examine(&spec).has(
+    // The group has no members. At first no record waits for the group, then one does.
+    let kafka = KafkaClient::new(&kafka_address());
+    let idle_group = run_doctor(&spec);
+    idle_group.assert_check("kafka", "warning", "the group has no members");
+    kafka.produce(&topic, Some("a"), "{}", &[]).await;
+    run_doctor(&spec).assert_check(
         "kafka",
         "problem",
         "records wait, and the group has no members",
@@ -126,80 +140,83 @@ async fn topics_of_the_roles_own_making_are_fine_and_missing_or_small_ones_are_t
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_does_not_answer_is_named_in_bounded_time_without_secrets() {
-    let nowhere = format!("127.0.0.1:{}", free_port());
+async fn unreachable_dependencies_are_named_in_bounded_time_without_secrets() {
+    let unused_address = format!("127.0.0.1:{}", free_port());
     let spec = ProcessSpec::new(&["doctor", "--json"])
-        .env("KAFKA_BOOTSTRAP_SERVERS", &nowhere)
+        .env("KAFKA_BOOTSTRAP_SERVERS", &unused_address)
         .env("KAFKA_PROPERTIES", &format!("client.rack={}", SECRETS[2]))
-        .env("REDIS_URL", &format!("redis://:{}@{nowhere}", SECRETS[1]))
+        .env(
+            "REDIS_URL",
+            &format!("redis://:{}@{unused_address}", SECRETS[1]),
+        )
         .env("OPENAI_API_KEY", SECRETS[0])
-        .env("OPENAI_BASE_URL", &format!("http://{nowhere}/v1"));
-    let began = std::time::Instant::now();
-    let seen = examine(&spec);
-    assert!(began.elapsed().as_secs() < 30, "{:?}", began.elapsed());
-    assert_eq!(seen.code, Some(1));
-    seen.has("kafka", "problem", &nowhere)
-        .has("kafka", "problem", "KAFKA_BOOTSTRAP_SERVERS")
-        .has("redis", "problem", &nowhere)
-        .has("redis", "problem", "REDIS_URL")
-        .has("model", "problem", "OPENAI_BASE_URL");
-    // One role, and only what it needs.
-    let relay = examine(&spec.clone().arg("relay"));
+        .env("OPENAI_BASE_URL", &format!("http://{unused_address}/v1"));
+    let started = std::time::Instant::now();
+    let report = run_doctor(&spec);
+    assert!(started.elapsed().as_secs() < 30, "{:?}", started.elapsed());
+    assert_eq!(report.code, Some(1));
+    report
+        .assert_check("kafka", "problem", &unused_address)
+        .assert_check("kafka", "problem", "KAFKA_BOOTSTRAP_SERVERS")
+        .assert_check("redis", "problem", &unused_address)
+        .assert_check("redis", "problem", "REDIS_URL")
+        .assert_check("model", "problem", "OPENAI_BASE_URL");
+    // The doctor of one role checks only the dependencies of this role.
+    let relay = run_doctor(&spec.clone().arg("relay"));
     assert!(
         !relay.checks.iter().any(|check| check["area"] == "model"),
         "{}",
-        relay.out
+        relay.output
     );
 
-    let bad = examine(&spec.clone().env("MAX_WORKERS", "many"));
-    assert_eq!(bad.code, Some(2));
-    bad.has("configuration", "problem", "max_workers");
-    let bad = examine(&spec.env(
+    let invalid = run_doctor(&spec.clone().env("MAX_WORKERS", "many"));
+    assert_eq!(invalid.code, Some(2));
+    invalid.assert_check("configuration", "problem", "max_workers");
+    let invalid = run_doctor(&spec.env(
         "REDIS_URL",
         &format!("redis://:{}@host:notaport", SECRETS[1]),
     ));
-    assert_eq!(bad.code, Some(2));
-    bad.has("configuration", "problem", "");
+    assert_eq!(invalid.code, Some(2));
+    invalid.assert_check("configuration", "problem", "");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_redis_that_would_lose_data_is_told_from_one_that_only_might() {
+async fn redis_that_loses_data_is_a_problem_and_one_that_may_lose_data_a_warning() {
     let redis = PrivateRedis::start().await;
-    let (spec, _) = deployment().await;
+    let (spec, _) = create_deployment().await;
     let spec = spec.arg("--no-model").env("REDIS_URL", &redis.url());
-    examine(&spec).has("redis", "ok", "noeviction");
-    let set = |name: &str, value: &str| redis.expect_ok(&format!("CONFIG SET {name} {value}"));
-    set("maxmemory-policy", "allkeys-lru");
-    set("appendonly", "no");
-    examine(&spec)
-        .has("redis", "warning", "maxmemory-policy is allkeys-lru")
-        .has("redis", "warning", "appendonly");
-    set("maxmemory", "200mb");
-    let seen = examine(&spec);
-    seen.has("redis", "problem", "set maxmemory-policy to noeviction");
-    assert_eq!(seen.code, Some(1));
-    set("requirepass", SECRETS[1]);
+    run_doctor(&spec).assert_check("redis", "ok", "noeviction");
+    let set_config =
+        |name: &str, value: &str| redis.expect_ok(&format!("CONFIG SET {name} {value}"));
+    set_config("maxmemory-policy", "allkeys-lru");
+    set_config("appendonly", "no");
+    run_doctor(&spec)
+        .assert_check("redis", "warning", "maxmemory-policy is allkeys-lru")
+        .assert_check("redis", "warning", "appendonly");
+    set_config("maxmemory", "200mb");
+    let report = run_doctor(&spec);
+    report.assert_check("redis", "problem", "set maxmemory-policy to noeviction");
+    assert_eq!(report.code, Some(1));
+    set_config("requirepass", SECRETS[1]);
     for url in [
         redis.url(),
         redis.url().replace("redis://", "redis://:not-it@"),
     ] {
-        let seen = examine(&spec.clone().env("REDIS_URL", &url));
-        seen.has("redis", "problem", "refuses the login").has(
-            "redis",
-            "problem",
-            "correct the password in REDIS_URL",
-        );
+        let report = run_doctor(&spec.clone().env("REDIS_URL", &url));
+        report
+            .assert_check("redis", "problem", "refuses the login")
+            .assert_check("redis", "problem", "correct the password in REDIS_URL");
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_model_that_refuses_says_which_setting_to_correct() {
+async fn failing_model_is_reported_with_the_setting_to_correct() {
     let model = ScriptedModel::start().await;
     let spec = ProcessSpec::new(&["doctor", "--json", "all-in-one"])
         .env("OPENAI_BASE_URL", &model.base_url())
         .env("OPENAI_API_KEY", SECRETS[0])
         .env("OPENAI_TIMEOUT_MS", "1500");
-    let say = "Say the word ready.";
+    let prompt = "Say the word ready.";
     for (answer, setting) in [
         (
             Answer::error(
@@ -216,19 +233,20 @@ async fn a_model_that_refuses_says_which_setting_to_correct() {
         (Answer::out_of_quota(), "quota"),
         (Answer::Hang, "OPENAI_TIMEOUT_MS"),
     ] {
-        model.queue_answer(say, answer);
-        let seen = examine(&spec);
-        assert_eq!(seen.code, Some(1));
-        seen.has("model", "problem", setting);
+        model.queue_answer(prompt, answer);
+        let report = run_doctor(&spec);
+        assert_eq!(report.code, Some(1));
+        report.assert_check("model", "problem", setting);
     }
-    let seen = examine(&spec.clone().env("OPENAI_TIMEOUT_MS", "10000"));
-    assert_eq!(seen.code, Some(0), "{}", seen.out);
-    seen.has("model", "ok", "first token after")
-        .has("data", "ok", "does not exist yet");
+    let report = run_doctor(&spec.clone().env("OPENAI_TIMEOUT_MS", "10000"));
+    assert_eq!(report.code, Some(0), "{}", report.output);
+    report
+        .assert_check("model", "ok", "first token after")
+        .assert_check("data", "ok", "does not exist yet");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_data_directory_is_looked_at_without_being_touched() {
+async fn data_directory_is_examined_without_being_changed() {
     let spec = ProcessSpec::durable();
     let folder = spec.dir().join("data");
     let doctor = |folder: &std::path::Path| {
@@ -242,27 +260,27 @@ async fn a_data_directory_is_looked_at_without_being_touched() {
             folder,
         ])
     };
-    let seen = examine(&doctor(&folder));
-    seen.has("data", "ok", "does not exist yet");
+    let report = run_doctor(&doctor(&folder));
+    report.assert_check("data", "ok", "does not exist yet");
     assert!(!folder.exists());
     let mut process = spec.start().await;
-    examine(&doctor(&folder)).has("data", "ok", "in use by a running chatmesh (pid ");
+    run_doctor(&doctor(&folder)).assert_check("data", "ok", "in use by a running chatmesh (pid ");
     process.drain().await;
-    examine(&doctor(&folder)).has("data", "ok", "no process uses it");
+    run_doctor(&doctor(&folder)).assert_check("data", "ok", "no process uses it");
     let full = doctor(&folder).env("MIN_FREE_DISK", &(1_u64 << 60).to_string());
-    let seen = examine(&full);
-    assert_eq!(seen.code, Some(1));
-    seen.has("data", "problem", "MIN_FREE_DISK");
-    let open = Command::new("chmod")
+    let report = run_doctor(&full);
+    assert_eq!(report.code, Some(1));
+    report.assert_check("data", "problem", "MIN_FREE_DISK");
+    let status = Command::new("chmod")
         .arg("755")
         .arg(&folder)
         .status()
         .unwrap();
-    assert!(open.success());
-    examine(&doctor(&folder)).has("data", "warning", "chmod 700");
+    assert!(status.success());
+    run_doctor(&doctor(&folder)).assert_check("data", "warning", "chmod 700");
     std::fs::write(folder.join("chatmesh.format"), "chatmesh 99\n").unwrap();
-    examine(&doctor(&folder)).has("data", "problem", "format 99");
-    // For people it is text.
+    run_doctor(&doctor(&folder)).assert_check("data", "problem", "format 99");
+    // Without `--json`, the report is text.
     let (code, out, _) = ProcessSpec::new(&["doctor", "--no-model"]).run();
     assert_eq!(code, Some(0), "{out}");
     assert!(out.contains("checked: all-in-one"), "{out}");

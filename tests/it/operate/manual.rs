@@ -1,20 +1,20 @@
-//! `docs/operations.md`: every alert has its chapter, every link leads somewhere, and every command
-//! is one that there is.
+//! `docs/operations.md`: every alert has its chapter, and the targets of links, the commands, the
+//! settings and the metrics exist.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
 use crate::support::process::ProcessSpec;
 
-fn file(path: &str) -> String {
+fn read_file(path: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
-    std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+    std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// A heading's anchor, as GitHub makes it.
+/// The anchor of a heading, in the form that GitHub uses.
 fn anchor(heading: &str) -> String {
-    let kept = |c: &char| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_');
-    let text: String = heading.to_lowercase().chars().filter(kept).collect();
+    let is_kept = |c: &char| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_');
+    let text: String = heading.to_lowercase().chars().filter(is_kept).collect();
     text.replace(' ', "-")
 }
 
@@ -28,8 +28,8 @@ fn anchors(text: &str) -> BTreeSet<String> {
 #[test]
 fn every_alert_leads_to_its_chapter_and_every_chapter_has_its_alert() {
     let (rules, manual) = (
-        file("deploy/prometheus/rules.yml"),
-        file("docs/operations.md"),
+        read_file("deploy/prometheus/rules.yml"),
+        read_file("docs/operations.md"),
     );
     let anchors = anchors(&manual);
     let alerts: Vec<&str> = rules
@@ -39,12 +39,12 @@ fn every_alert_leads_to_its_chapter_and_every_chapter_has_its_alert() {
     assert!(alerts.len() > 10, "{alerts:?}");
     for alert in &alerts {
         let chapter = alert.to_lowercase();
-        assert!(anchors.contains(&chapter), "{alert} has no chapter");
+        assert!(anchors.contains(&chapter), "expected a chapter of {alert}");
         let link = format!("runbook: \"docs/operations.md#{chapter}\"");
         assert_eq!(
             rules.matches(&link).count(),
             1,
-            "{alert} does not say {link}"
+            "expected {link} at {alert}"
         );
     }
     let runbooks = rules.matches("runbook: ").count();
@@ -55,23 +55,23 @@ fn every_alert_leads_to_its_chapter_and_every_chapter_has_its_alert() {
     {
         assert!(
             alerts.contains(&format!("Chatmesh{heading}").as_str()),
-            "no alert: {heading}"
+            "expected an alert for the chapter {heading}"
         );
     }
 }
 
 #[test]
-fn every_link_of_the_documents_leads_somewhere() {
+fn every_link_of_the_documents_has_a_target() {
     for document in [
         "docs/operations.md",
         "README.md",
         "ARCHITECTURE.md",
         "docs/protocol.md",
     ] {
-        let text = file(document);
+        let text = read_file(document);
         for (_, rest) in text
             .match_indices("](")
-            .map(|(at, _)| text.split_at(at + 2))
+            .map(|(index, _)| text.split_at(index + 2))
         {
             let target = rest.split(')').next().unwrap();
             if target.contains("://") {
@@ -85,27 +85,27 @@ fn every_link_of_the_documents_leads_somewhere() {
                 folder.join(path)
             };
             let path = path.to_str().unwrap().to_owned();
-            let there = Path::new(env!("CARGO_MANIFEST_DIR")).join(&path).exists();
-            assert!(there, "{document}: {target}");
+            let exists = Path::new(env!("CARGO_MANIFEST_DIR")).join(&path).exists();
+            assert!(exists, "{document}: expected the file of {target}");
             if !chapter.is_empty() {
                 assert!(
-                    anchors(&file(&path)).contains(chapter),
-                    "{document}: {target}"
+                    anchors(&read_file(&path)).contains(chapter),
+                    "{document}: expected the chapter of {target}"
                 );
             }
         }
     }
 }
 
-/// Words of every `chatmesh …` command of the manual, in blocks and in the text.
+/// The words after `chatmesh` of every command of the manual, in blocks and in the text.
 fn commands(manual: &str) -> BTreeSet<Vec<String>> {
     let mut commands = BTreeSet::new();
-    let mut block = false;
+    let mut in_block = false;
     for line in manual.lines() {
         if line.starts_with("```") {
-            block = !block;
+            in_block = !in_block;
         }
-        let pieces: Vec<&str> = if block {
+        let pieces: Vec<&str> = if in_block {
             vec![line]
         } else {
             line.split('`').skip(1).step_by(2).collect()
@@ -122,12 +122,12 @@ fn commands(manual: &str) -> BTreeSet<Vec<String>> {
 }
 
 #[test]
-fn every_command_of_the_manual_is_one_that_there_is() {
-    let manual = file("docs/operations.md");
+fn every_command_of_the_manual_exists() {
+    let manual = read_file("docs/operations.md");
     let commands = commands(&manual);
     assert!(commands.len() > 12, "{commands:?}");
     for words in commands {
-        // Subcommands and flags are taken by the parser before it comes to `--help`.
+        // The parser checks the subcommands and flags before `--help`, so no command runs.
         let words = words.iter().map(|word| match word.as_str() {
             "ROLE" | "<command>" => "config",
             word => word,
@@ -140,43 +140,53 @@ fn every_command_of_the_manual_is_one_that_there_is() {
         let (code, out, err) = ProcessSpec::new(&words).run();
         assert_eq!(code, Some(0), "chatmesh {words:?}: {out}{err}");
     }
-    let just = file("Justfile");
+    let justfile = read_file("Justfile");
     for recipe in manual
         .split("just ")
         .skip(1)
         .filter_map(|rest| rest.split_whitespace().next())
     {
         let recipe = recipe.trim_matches(|c: char| !c.is_alphanumeric() && c != '-');
-        let there = just.lines().any(|line| line.starts_with(recipe));
-        assert!(there, "just {recipe}");
+        let exists = justfile.lines().any(|line| line.starts_with(recipe));
+        assert!(exists, "expected the recipe {recipe} in the Justfile");
     }
 }
 
 #[test]
-fn every_setting_and_metric_of_the_manual_is_one_that_there_is() {
-    let manual = file("docs/operations.md");
+fn every_setting_and_metric_of_the_manual_exists() {
+    let manual = read_file("docs/operations.md");
     let (_, defaults, _) = ProcessSpec::new(&["config", "default"]).run();
     let metrics: BTreeSet<&str> = crate::monitoring::declared_metrics()
         .iter()
-        .map(|m| m.name)
+        .map(|metric| metric.name)
         .collect();
-    for (at, word) in manual.split('`').enumerate().filter(|(at, _)| at % 2 == 1) {
-        let name = word.split(['=', '{', ' ', '(']).next().unwrap();
-        let setting = name.len() > 3
+    for (index, code) in manual
+        .split('`')
+        .enumerate()
+        .filter(|(index, _)| index % 2 == 1)
+    {
+        let name = code.split(['=', '{', ' ', '(']).next().unwrap();
+        let is_setting = name.len() > 3
             && name.contains('_')
             && name.chars().all(|c| c.is_ascii_uppercase() || c == '_');
-        if setting {
-            assert!(defaults.contains(name), "{name} is no setting ({at})");
+        if is_setting {
+            assert!(
+                defaults.contains(name),
+                "expected a setting, got {name} in code span {index}"
+            );
         }
-        let ours = [
+        let metric_prefixes = [
             "websocket_",
             "ai_consumer_",
             "message_relay_",
             "chatmesh_",
             "process_",
         ];
-        if ours.iter().any(|prefix| name.starts_with(prefix)) {
-            assert!(metrics.contains(name), "{name} is no metric");
+        if metric_prefixes
+            .iter()
+            .any(|prefix| name.starts_with(prefix))
+        {
+            assert!(metrics.contains(name), "expected a metric, got {name}");
         }
     }
 }
