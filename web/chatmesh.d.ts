@@ -64,8 +64,8 @@ export interface ChatMeshOptions {
 }
 
 /**
- * idle: not connected yet. connecting. open. waiting: reconnects automatically, in `retryInMs`.
- * closed: does not reconnect; `error` is the reason.
+ * idle: not connected yet. connecting: until the `welcome` frame. open: connected. waiting:
+ * reconnects automatically, in `retryInMs`. closed: does not reconnect; `error` is the reason.
  */
 export interface ConnectionState {
   readonly state: 'idle' | 'connecting' | 'open' | 'waiting' | 'closed';
@@ -82,13 +82,13 @@ export interface Update {
   readonly delta: string;
   /** The text so far. */
   readonly text: string;
-  /** The text was replaced instead of extended: discard earlier deltas. */
+  /** Whether the text was replaced instead of extended: discard earlier deltas. */
   readonly reset: boolean;
 }
 
 export interface Result {
   readonly status: 'answered' | 'cancelled';
-  /** The whole answer; of a cancelled one, the part before the cancellation. */
+  /** The whole answer. For a cancelled answer, the part before the cancellation. */
   readonly content: string;
   readonly id: string | null;
   readonly messageId: string | null;

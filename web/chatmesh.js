@@ -21,11 +21,11 @@ const TOKEN_MARGIN_MS = 10_000;
 const DEFAULT_HEARTBEAT_MS = 25_000;
 
 const MAX_TOKEN_REJECTIONS = 5;
-/** Resends of one message after `unavailable`. */
+/** Maximum of resends of one message after `unavailable`. */
 const MAX_RESENDS = 5;
-/** Messages without an outcome. */
+/** Maximum of messages without an outcome. */
 const MAX_PENDING = 256;
-/** Ended messages whose ids are remembered, so that their late frames are ignored. */
+/** Maximum of remembered ids of ended messages. Late frames of these messages are ignored. */
 const MAX_ENDED_IDS = 512;
 
 const USER_ID = /^[A-Za-z0-9._:@|+-]{1,128}$/;
@@ -111,7 +111,8 @@ export class Answer {
     this.result = new Promise((resolve, reject) => {
       this.#settle = { resolve, reject };
     });
-    // A caller that only iterates gets the error there; it must not count as unhandled here.
+    // A caller that only iterates gets the error from the iteration, so the rejection of `result`
+    // must not count as unhandled.
     this.result.catch(() => {});
   }
 
@@ -354,11 +355,11 @@ export class ChatMesh {
    */
   #sendPending() {
     if (this.#state.state !== 'open') return;
-    const busy = new Set();
+    const busyConversations = new Set();
     for (const answer of [...this.#open]) {
       const isUnaccepted = answer.state === 'queued' || answer.state === 'sent';
-      if (isUnaccepted && answer.mine && !busy.has(answer.conversationId)) {
-        busy.add(answer.conversationId);
+      if (isUnaccepted && answer.mine && !busyConversations.has(answer.conversationId)) {
+        busyConversations.add(answer.conversationId);
         if (!answer.resendTimer && !this.#sentOnSocket.has(answer)) this.#sendMessage(answer);
       }
       const isSent = !isUnaccepted || this.#sentOnSocket.has(answer);
@@ -580,20 +581,20 @@ export class ChatMesh {
 
   #listenToBrowser() {
     if (this.#removeListeners.length > 0 || typeof globalThis.addEventListener !== 'function') return;
-    const on = (target, name, listener) => {
+    const listen = (target, name, listener) => {
       target.addEventListener(name, listener);
       this.#removeListeners.push(() => target.removeEventListener(name, listener));
     };
-    on(globalThis, 'online', () => this.poke());
-    on(globalThis, 'pageshow', () => this.poke());
-    on(globalThis, 'offline', () => {
+    listen(globalThis, 'online', () => this.poke());
+    listen(globalThis, 'pageshow', () => this.poke());
+    listen(globalThis, 'offline', () => {
       // `offline` is only a hint: the server may be on this machine.
       if (this.#state.state === 'open') this.#ping(POKE_TIMEOUT_MS);
       else if (this.#state.state === 'waiting') this.#setState({ ...this.#state, words: offlineMessage() });
     });
     const page = globalThis.document;
     if (page?.addEventListener) {
-      on(page, 'visibilitychange', () => page.visibilityState === 'visible' && this.poke());
+      listen(page, 'visibilitychange', () => page.visibilityState === 'visible' && this.poke());
     }
   }
 
@@ -609,7 +610,8 @@ export class ChatMesh {
 
   async #openSocket() {
     this.#setState({ state: 'connecting', words: this.#failures > 0 ? 'Connecting again…' : 'Connecting…' });
-    // Also identifies this attempt: after an await, another value means that it was superseded.
+    // The set also identifies this attempt. Another set after an await means that a later attempt
+    // has superseded this one.
     const attempt = (this.#sentOnSocket = new WeakSet());
     let token;
     try {
@@ -628,12 +630,12 @@ export class ChatMesh {
     }
     const url = this.#url('ws', { userid: this.userId, since: this.#position ?? undefined });
     url.protocol = url.protocol.replace('http', 'ws');
-    // The token travels as a subprotocol, because addresses end up in logs.
+    // The token is sent as a subprotocol, because servers log addresses.
     let socket;
     try {
       socket = new Socket(url.href, [SUBPROTOCOL, `bearer.${token}`]);
     } catch (cause) {
-      // For example ws: on a page of https:.
+      // The constructor throws, for example, for ws: on a page of https:.
       this.#closeForGood(new ConnectionError('no_websocket', `The WebSocket could not be opened: ${cause.message}`, { cause }));
       return;
     }
@@ -658,13 +660,13 @@ export class ChatMesh {
       }
       if (frame !== null && typeof frame === 'object') this.#handleFrame(frame);
     };
-    // The close event, which follows, has the reason.
+    // The close event that follows has the reason.
     socket.onerror = () => {};
     socket.onclose = (event) => isCurrent() && this.#handleClose(event.code, event.reason);
     this.#setTimer('connect', this.#options.connectTimeoutMs ?? CONNECT_TIMEOUT_MS, () => this.#abandonSocket('The server did not answer in time.'));
   }
 
-  /** A frame arrived, so the connection is alive. */
+  /** Restarts the heartbeat after a frame, which shows that the connection is alive. */
   #resetHeartbeat() {
     this.#clearTimer('pong');
     this.#setTimer('ping', this.#heartbeatMs, () => this.#ping(PONG_TIMEOUT_MS));
@@ -728,7 +730,7 @@ export class ChatMesh {
   #retry(reason, minDelay, error) {
     this.#releaseSocket(1000);
     const backoff = jitter(Math.min(MAX_BACKOFF_MS, INITIAL_BACKOFF_MS * 2 ** Math.min(this.#failures, 16)));
-    // Jitter on top of a given delay spreads clients that all got the same one.
+    // Jitter on top of a given delay spreads clients that all received the same delay.
     const delay = Math.round(minDelay === undefined ? backoff : minDelay + backoff / 4);
     this.#failures += 1;
     this.#setTimer('retry', delay, () => this.#openSocket());
@@ -824,7 +826,7 @@ function toBaseUrl(address) {
   try {
     url = new URL(address);
   } catch {
-    // Reported below.
+    // The check below reports the invalid address.
   }
   if (!url || !['http:', 'https:', 'ws:', 'wss:'].includes(url.protocol)) {
     const actual = address === undefined ? 'it is missing' : `not ${address}`;
@@ -887,7 +889,10 @@ function toResult(answer, status, content, frame = {}) {
   };
 }
 
-/** Says which size limit a frame exceeds; null if none. The server would close the connection. */
+/**
+ * Returns a text about the size limit that a frame exceeds, or null if there is none. Without this
+ * check, the server would close the connection.
+ */
 function describeExcess(frame, limits) {
   const maxChars = limits?.max_content_chars ?? Infinity;
   // Code points are counted only if the cheaper count of UTF-16 units exceeds the limit.

@@ -2,10 +2,10 @@
 
 import { $, countdown } from './dom.js';
 
-/** Below this delay no countdown is shown. */
+/** Minimum delay for which a countdown is shown. */
 const MIN_COUNTDOWN_MS = 2000;
 
-/** Shows the connection state of a client from now on. */
+/** Shows the connection state of a client, and every later change. */
 export function showConnectionStatus(client) {
   const label = $('connection-label');
   const retryButton = $('retry-connection');

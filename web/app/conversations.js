@@ -2,15 +2,15 @@
 
 import { storage } from './dom.js';
 
-/** Titles that are stored. */
+/** Maximum of stored titles. */
 const MAX_TITLES = 200;
-/** Conversations that are listed. */
+/** Maximum of listed conversations. */
 const MAX_LISTED = 400;
-/** Unsent messages that are stored, so that the user can resend them. */
+/** Maximum of unsent messages that are stored so that the user can resend them. */
 const MAX_UNSENT = 50;
-/** Turns in one page of the history. */
+/** Maximum of turns in one page of the history. */
 const PAGE_SIZE = 50;
-/** Conversations whose titles are fetched at once. */
+/** Maximum of conversations whose titles are fetched after one refresh. */
 const MAX_TITLE_REQUESTS = 50;
 
 function newConversationId() {
@@ -114,7 +114,7 @@ export class Conversations {
         const { id, conversationId, question, refusedAt } = entry;
         if (!refusedAt) this.#addTurn(this.client.send(question, { id, conversationId }));
       } catch {
-        // A damaged entry must not prevent the others from being sent.
+        // A damaged entry must not stop the loop: the other messages are still sent.
       }
     }
   }
@@ -132,18 +132,18 @@ export class Conversations {
     for (const conversation of this.byId.values()) conversation.isStale = true;
     if (this.current) this.load(this.current);
     try {
-      const found = new Map();
+      const entries = new Map();
       let after;
       do {
         const page = await this.client.conversations({ limit: 200, after });
-        for (const entry of page.conversations) found.set(entry.conversation_id, entry);
+        for (const entry of page.conversations) entries.set(entry.conversation_id, entry);
         after = page.next;
-      } while (after && found.size < MAX_LISTED);
+      } while (after && entries.size < MAX_LISTED);
       for (const conversation of [...this.byId.values()]) {
         const hasLocalState = conversation === this.current || conversation.turns.some((turn) => turn.live || isUnsent(turn));
-        if (!found.has(conversation.id) && !hasLocalState) this.byId.delete(conversation.id);
+        if (!entries.has(conversation.id) && !hasLocalState) this.byId.delete(conversation.id);
       }
-      for (const [id, entry] of found) this.#getOrCreate(id).updatedAt = Date.parse(entry.updated_at) || Date.now();
+      for (const [id, entry] of entries) this.#getOrCreate(id).updatedAt = Date.parse(entry.updated_at) || Date.now();
       this.onChange('list');
       await this.#fetchMissingTitles();
     } catch {
@@ -152,7 +152,7 @@ export class Conversations {
     }
   }
 
-  /** Gives conversations of other devices a title: their latest question. */
+  /** Sets missing titles, of conversations from other devices, to the latest questions. */
   async #fetchMissingTitles() {
     for (const conversation of this.list.filter(({ title }) => title === null).slice(0, MAX_TITLE_REQUESTS)) {
       const { messages } = await this.client.messages(conversation.id, { limit: 1 });
@@ -213,7 +213,7 @@ export class Conversations {
     const known = new Map(conversation.turns.filter((turn) => turn.messageId).map((turn) => [turn.messageId, turn]));
     return page.messages.toReversed().map((entry) => {
       const turn = known.get(entry.message_id) ?? { id: null, messageId: entry.message_id, live: null, error: null };
-      // The history has the error text as the answer of a failed message; it is not shown as one.
+      // For a failed message, the history has the error text in place of an answer.
       const text = entry.status === 'failed' ? '' : entry.answer;
       if (!turn.live) Object.assign(turn, { text, status: entry.status });
       turn.question = entry.question ?? turn.question ?? null;
@@ -269,7 +269,7 @@ export class Conversations {
     }
     Object.assign(turn, { live: answer, status: 'live', question: answer.question ?? turn.question ?? null });
     if (conversation.title === null && turn.question) this.#setTitle(conversation, turn.question);
-    // A message that could not be sent at all has already ended; its event is over.
+    // A message that could not be sent has already ended. Its `end` event preceded this turn.
     if (answer.ended) this.#handleEnd(answer);
     this.#saveOutbox();
     this.onChange('list');
@@ -309,7 +309,7 @@ export class Conversations {
     if (turn.question === null || answer.error?.code === 'missed') {
       conversation.isStale = true;
       if (conversation === this.current) this.load(conversation);
-      // Without a title the list shows a placeholder.
+      // The list shows a placeholder for a missing title.
       else this.#fetchMissingTitles().catch(() => {});
     }
     this.onChange('list');

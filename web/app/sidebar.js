@@ -18,7 +18,7 @@ export function conversationInAddress() {
   }
 }
 
-/** Asks for confirmation; resolves with whether the user confirms. */
+/** Asks for a confirmation. Resolves with true if the user confirms. */
 function confirmDeletion(title) {
   const dialog = $('confirm');
   $('confirm-text').textContent = `“${title}” is deleted on all your devices. This can’t be undone.`;

@@ -4,9 +4,11 @@ import { $, announce, icon } from './dom.js';
 import { TurnView } from './turn.js';
 
 const NOT_FOUND = 'There is nothing here: this conversation was deleted, or it never existed. Send a message to start it.';
-/** Distances from the end, in pixels: pin the view below, unpin it above, show the button above. */
+/** Distance from the end in pixels, up to which the view follows the end again. */
 const PIN_DISTANCE = 8;
+/** Distance from the end in pixels, above which the view stops following the end. */
 const UNPIN_DISTANCE = 400;
+/** Distance from the end in pixels, from which the button that scrolls to the end is shown. */
 const BUTTON_DISTANCE = 80;
 const SCROLL_UP_KEYS = new Set(['ArrowUp', 'PageUp', 'Home']);
 
@@ -35,7 +37,7 @@ export class Thread {
     scroll.addEventListener('touchmove', () => this.#unpin(), { passive: true });
     scroll.addEventListener('keydown', (event) => SCROLL_UP_KEYS.has(event.key) && this.#unpin());
     scroll.addEventListener('scroll', () => this.#handleScroll(), { passive: true });
-    // Everything that changes the height, also buttons and boxes that appear after the text.
+    // The observer notices every change of the height, also by buttons and boxes after the text.
     const sizes = new ResizeObserver(() => this.#followEnd());
     sizes.observe(scroll);
     sizes.observe($('turns').parentElement);

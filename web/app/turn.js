@@ -37,7 +37,7 @@ function errorText({ error, messageId }) {
   return error.messageId ? NOT_ANSWERED : error.message;
 }
 
-/** Waits before the next drawing of a streaming answer, the longer the more time drawing took. */
+/** Waits before the next drawing of a streaming answer: longer if the last drawing took longer. */
 function nextFrame(drawTimeMs) {
   return new Promise((resolve) => {
     // Background tabs have no animation frames, so a timer keeps the drawing going there.
@@ -109,7 +109,7 @@ export class TurnView {
     this.streaming = answer;
     try {
       for await (const { text } of answer) {
-        // Another conversation is shown; returning to this one creates a new view.
+        // The page shows another conversation. Returning to this one creates a new view.
         if (!this.element.isConnected) return;
         const startedAt = performance.now();
         this.#draw(text, true);
@@ -117,7 +117,7 @@ export class TurnView {
         await nextFrame(performance.now() - startedAt);
       }
     } catch {
-      // The note shows the error, which the turn has.
+      // The note shows the error of the turn.
     }
     this.streaming = null;
     // The partial text of a failed answer is discarded, as in the history.

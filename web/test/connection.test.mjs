@@ -23,7 +23,7 @@ test('invalid user id or token is rejected without connecting', async (t) => {
 
 for (const code of [1005, 1006, 1000, 1011, 4408, 4409, 4503]) {
   test(`close ${code}: reconnects from its position with exponential backoff`, async (t) => {
-    const { connect, sockets, tick, last, client } = await startClient(t);
+    const { connect, sockets, tick, lastSocket, client } = await startClient(t);
     const socket = await connect({ position: 'p~0~0.7' });
     socket.closeByServer(code);
     assert.equal(client.state.state, 'waiting');
@@ -31,17 +31,17 @@ for (const code of [1005, 1006, 1000, 1011, 4408, 4409, 4503]) {
     assert.equal(sockets().length, 1);
     await tick(1);
     assert.equal(sockets().length, 2);
-    assert.equal(last().url.searchParams.get('since'), 'p~0~0.7');
+    assert.equal(lastSocket().url.searchParams.get('since'), 'p~0~0.7');
     for (const wait of [500, 1000, 2000, 4000, 8000, 16000, 30000, 30000]) {
       const before = sockets().length;
-      last().closeByServer(1006);
+      lastSocket().closeByServer(1006);
       await tick(wait - 1);
       assert.equal(sockets().length, before, `before ${wait} ms`);
       await tick(1);
       assert.equal(sockets().length, before + 1, `after ${wait} ms`);
     }
-    last().welcome({ recovered: true });
-    last().closeByServer(1006);
+    lastSocket().welcome({ recovered: true });
+    lastSocket().closeByServer(1006);
     await tick(250);
     assert.equal(client.state.state, 'connecting', 'a welcome resets the backoff');
   });
@@ -103,17 +103,17 @@ for (const code of [4401, 4403]) {
   test(`close ${code} with a token callback: retries with a new token, at once and then with backoff`, async (t) => {
     const refusals = [];
     const token = async ({ refused }) => `t${refusals.push(refused)}`;
-    const { client, connect, sockets, last, tick } = await startClient(t, { token });
+    const { client, connect, sockets, lastSocket, tick } = await startClient(t, { token });
     (await connect()).closeByServer(code);
     await flushPromises();
     assert.deepEqual(refusals, [false, true]);
-    assert.deepEqual(last().protocols, ['chatmesh.v1', 'bearer.t2']);
-    last().closeByServer(code);
+    assert.deepEqual(lastSocket().protocols, ['chatmesh.v1', 'bearer.t2']);
+    lastSocket().closeByServer(code);
     await flushPromises();
     assert.equal(sockets().length, 2, 'the second rejection in a row waits');
     for (let n = 0; n < 10; n += 1) {
       await tick(30_000);
-      if (client.state.state === 'connecting') last().closeByServer(code);
+      if (client.state.state === 'connecting') lastSocket().closeByServer(code);
     }
     assert.ok(client.state.error instanceof AuthError);
     assert.equal(sockets().length, 6);
@@ -123,15 +123,15 @@ for (const code of [4401, 4403]) {
 test('expired token is renewed before the next connection', async (t) => {
   let issued = 0;
   const token = async () => ({ token: `t${(issued += 1)}`, expiresInMs: 60_000 });
-  const { connect, last, tick } = await startClient(t, { token });
+  const { connect, lastSocket, tick } = await startClient(t, { token });
   (await connect()).closeByServer(1006);
   await tick(250);
-  assert.deepEqual(last().protocols[1], 'bearer.t1');
-  last().welcome();
+  assert.deepEqual(lastSocket().protocols[1], 'bearer.t1');
+  lastSocket().welcome();
   await tick(55_000);
-  last().closeByServer(1006);
+  lastSocket().closeByServer(1006);
   await tick(30_000);
-  assert.deepEqual(last().protocols[1], 'bearer.t2');
+  assert.deepEqual(lastSocket().protocols[1], 'bearer.t2');
 });
 
 test('failed token callback is retried, and its error is in the state', async (t) => {
@@ -151,28 +151,28 @@ test('failed token callback is retried, and its error is in the state', async (t
 });
 
 test('connection attempt without a welcome times out and is retried', async (t) => {
-  const { client, sockets, last, tick } = await startClient(t);
+  const { client, sockets, lastSocket, tick } = await startClient(t);
   client.connect();
   await flushPromises();
   await tick(10_000);
   assert.equal(client.state.state, 'waiting');
-  assert.equal(last().readyState, 3);
+  assert.equal(lastSocket().readyState, 3);
   await tick(250);
   assert.equal(sockets().length, 2);
-  last().open();
+  lastSocket().open();
   await tick(10_000);
   assert.equal(client.state.state, 'waiting', 'an open socket without a welcome does not count');
 });
 
 test('state distinguishes an unreachable server from a lost connection', async (t) => {
-  const { client, last, tick } = await startClient(t);
+  const { client, lastSocket, tick } = await startClient(t);
   client.connect();
   await flushPromises();
-  last().closeByServer(1006);
+  lastSocket().closeByServer(1006);
   assert.match(client.state.words, /could not be reached/);
   await tick(250);
-  last().welcome();
-  last().closeByServer(1006);
+  lastSocket().welcome();
+  lastSocket().closeByServer(1006);
   assert.match(client.state.words, /was lost/);
 });
 
@@ -198,23 +198,23 @@ test('silent connection is pinged, and dropped without a pong', async (t) => {
 });
 
 test('events of an abandoned socket are ignored', async (t) => {
-  const { client, connect, tick, last } = await startClient(t);
-  const old = await connect();
+  const { client, connect, tick, lastSocket } = await startClient(t);
+  const oldSocket = await connect();
   await tick(25_000);
   await tick(10_000);
   await tick(250);
-  last().welcome({ position: 'p~0~0.9' });
-  old.receive({ type: 'welcome', position: 'p~0~0.2', recovered: true });
-  old.closeByServer(4401);
+  lastSocket().welcome({ position: 'p~0~0.9' });
+  oldSocket.receive({ type: 'welcome', position: 'p~0~0.2', recovered: true });
+  oldSocket.closeByServer(4401);
   assert.equal(client.position, 'p~0~0.9');
   assert.equal(client.state.state, 'open');
 });
 
 test('server that selects no subprotocol is reported', async (t) => {
-  const { client, last } = await startClient(t);
+  const { client, lastSocket } = await startClient(t);
   client.connect();
   await flushPromises();
-  const socket = last();
+  const socket = lastSocket();
   socket.readyState = 1;
   socket.onopen({});
   assert.equal(client.state.error.code, 'protocol');
@@ -227,15 +227,15 @@ test('online and visibilitychange events trigger a reconnect or a ping', async (
     globalThis[name] = value;
     t.after(() => delete globalThis[name]);
   }
-  const { client, connect, sockets, last, tick } = await startClient(t);
+  const { client, connect, sockets, lastSocket, tick } = await startClient(t);
   const socket = await connect();
   socket.closeByServer(1006);
   browser.dispatchEvent(new Event('online'));
   await flushPromises();
   assert.equal(sockets().length, 2);
-  last().welcome({ recovered: true });
+  lastSocket().welcome({ recovered: true });
   page.dispatchEvent(new Event('visibilitychange'));
-  assert.equal(last().sentOfType('ping').length, 1);
+  assert.equal(lastSocket().sentOfType('ping').length, 1);
   await tick(3000);
   assert.equal(client.state.state, 'waiting', 'without a pong the connection is dropped');
   client.close();
@@ -260,13 +260,13 @@ test('close fails open messages, and connect starts again', async (t) => {
 
 test('throwing listener does not stop the others', async (t) => {
   const { client, connect } = await startClient(t);
-  const later = t.mock.method(globalThis, 'queueMicrotask', () => {});
+  const queueMicrotaskMock = t.mock.method(globalThis, 'queueMicrotask', () => {});
   client.on('reload', () => {
     throw new Error('mine');
   });
   let calls = 0;
   client.on('reload', () => (calls += 1));
   await connect();
-  assert.throws(later.mock.calls[0].arguments[0], /mine/, 'the error is reported as uncaught');
+  assert.throws(queueMicrotaskMock.mock.calls[0].arguments[0], /mine/, 'the error is reported as uncaught');
   assert.equal(calls, 1);
 });

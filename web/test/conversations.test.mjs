@@ -6,12 +6,12 @@ import { Conversations } from '../app/conversations.js';
 import { ChatError, MessageError } from '../chatmesh.js';
 import { startClient } from './fake-socket.mjs';
 
-/** In place of the browser's Storage. */
+/** Replaces the browser's Storage. */
 class FakeStorage {
-  map = new Map();
-  getItem = (key) => this.map.get(key) ?? null;
-  setItem = (key, value) => this.map.set(key, String(value));
-  removeItem = (key) => this.map.delete(key);
+  entries = new Map();
+  getItem = (key) => this.entries.get(key) ?? null;
+  setItem = (key, value) => this.entries.set(key, String(value));
+  removeItem = (key) => this.entries.delete(key);
 }
 
 function installStorage(t) {
@@ -24,8 +24,8 @@ function installStorage(t) {
   });
 }
 
-const OUTBOX = 'chatmesh.outbox.me';
-const outbox = () => JSON.parse(sessionStorage.getItem(OUTBOX)) ?? [];
+const OUTBOX_KEY = 'chatmesh.outbox.me';
+const outbox = () => JSON.parse(sessionStorage.getItem(OUTBOX_KEY)) ?? [];
 const history = (pages) => ({
   fetch: async (url) => ({ ok: true, status: 200, json: async () => pages[url.pathname.split('/').at(-1)] ?? { conversations: [], messages: [], next: null } }),
 });
@@ -43,17 +43,17 @@ test('rejected messages are stored up to a limit, and the next page shows and re
   }
   assert.deepEqual(outbox().map(({ question }) => question), Array.from({ length: 50 }, (_, n) => `question ${n + 10}`));
 
-  const next = new Conversations(client, () => {});
+  const nextPage = new Conversations(client, () => {});
   const before = socket.sentOfType('message').length;
-  next.resume();
-  assert.equal(socket.sentOfType('message').length, before, 'nothing is sent without the user');
-  assert.deepEqual([next.list.length, next.list[0].title], [50, 'question 59']);
-  await next.refresh();
-  assert.equal(next.list.length, 50, 'unsent messages stay although the server does not know them');
-  const [conversation] = next.list;
+  nextPage.resume();
+  assert.equal(socket.sentOfType('message').length, before, 'the page sends nothing without an action of the user');
+  assert.deepEqual([nextPage.list.length, nextPage.list[0].title], [50, 'question 59']);
+  await nextPage.refresh();
+  assert.equal(nextPage.list.length, 50, 'unsent messages stay although the server does not know them');
+  const [conversation] = nextPage.list;
   const [turn] = conversation.turns;
   assert.deepEqual([turn.status, turn.question, turn.error], ['failed', 'question 59', null]);
-  next.retry(conversation, turn);
+  nextPage.retry(conversation, turn);
   assert.equal(socket.sentOfType('message').at(-1).id, turn.id);
   assert.deepEqual(conversation.turns.map(({ status }) => status), ['live']);
   assert.equal(outbox().filter(({ question }) => question === 'question 59').length, 1);
@@ -63,7 +63,7 @@ test('damaged outbox is ignored', async (t) => {
   installStorage(t);
   const { client } = await startClient(t, history({}));
   for (const damaged of ['{}', '7', '"x"', '[null, 3, {"refusedAt": 1}, {"refusedAt": 1, "id": 1, "conversationId": "c", "question": "q"}]']) {
-    sessionStorage.setItem(OUTBOX, damaged);
+    sessionStorage.setItem(OUTBOX_KEY, damaged);
     const conversations = new Conversations(client, () => {});
     conversations.resume();
     assert.equal(conversations.list.length, 0, damaged);
@@ -84,7 +84,7 @@ test('message that can not be sent fails at once and stays resendable', async (t
     throw new ChatError('queue_full', 'full');
   });
   assert.throws(() => conversations.retry(conversations.current, turn), { code: 'queue_full' });
-  assert.deepEqual(conversations.current.turns, [turn], 'a failed retry does not remove it');
+  assert.deepEqual(conversations.current.turns, [turn], 'a failed retry does not remove the turn');
 });
 
 test('failed turn from the history has no answer text and keeps its known error', async (t) => {

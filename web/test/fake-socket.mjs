@@ -1,13 +1,13 @@
-// A WebSocket without a network, in which the test plays the server.
+// A WebSocket without a network. The test acts as the server.
 
 import { ChatMesh } from '../chatmesh.js';
 
 export class FakeSocket {
-  static all = [];
+  static sockets = [];
 
   constructor(url, protocols) {
     Object.assign(this, { url: new URL(url), protocols, protocol: '', readyState: 0, sent: [], closedWith: null });
-    FakeSocket.all.push(this);
+    FakeSocket.sockets.push(this);
   }
 
   send(text) {
@@ -19,7 +19,7 @@ export class FakeSocket {
     this.closedWith = code;
   }
 
-  // --- The server's side ---
+  // --- Calls by the test, as the server ---
 
   open() {
     this.readyState = 1;
@@ -55,9 +55,9 @@ export async function flushPromises() {
 /** Creates a client with fake sockets and a clock that the test advances. */
 export async function startClient(t, options = {}) {
   t.mock.timers.enable({ apis: ['setTimeout', 'Date'] });
-  // Maximum jitter, so that delays are the documented upper limits.
+  // Math.random returns its maximum, so that delays have the documented upper limits.
   t.mock.method(Math, 'random', () => 1);
-  const firstSocket = FakeSocket.all.length;
+  const firstSocket = FakeSocket.sockets.length;
   const client = new ChatMesh({ url: 'http://chat.test/base/', userId: 'me', token: 'tok', WebSocket: FakeSocket, ...options });
   const states = [];
   client.on('state', (state) => states.push(state));
@@ -69,13 +69,13 @@ export async function startClient(t, options = {}) {
     client,
     states,
     tick,
-    sockets: () => FakeSocket.all.slice(firstSocket),
-    last: () => FakeSocket.all.slice(firstSocket).at(-1),
+    sockets: () => FakeSocket.sockets.slice(firstSocket),
+    lastSocket: () => FakeSocket.sockets.slice(firstSocket).at(-1),
     /** Connects and answers with a welcome. */
     connect: async (fields) => {
       client.connect();
       await flushPromises();
-      const socket = FakeSocket.all.at(-1);
+      const socket = FakeSocket.sockets.at(-1);
       socket.welcome(fields);
       await flushPromises();
       return socket;

@@ -18,11 +18,11 @@ function* nodes(tree) {
 
 test('only http, https and mailto URLs become links', () => {
   for (const url of ['http://a.b', 'https://a.b/c?d=e#f', 'mailto:a@b.c', 'HTTPS://A.B']) assert.ok(safeUrl(url), url);
-  const bad = [
+  const unsafeUrls = [
     'javascript:alert(1)', 'JaVaScRiPt:alert(1)', ' javascript:alert(1)', 'java\nscript:alert(1)', 'data:text/html,x', 'vbscript:x',
     'file:///etc/passwd', '//evil.test', '/local', '#x', 'https:evil', 'https://', '', '\u0001javascript:alert(1)',
   ];
-  for (const url of bad) {
+  for (const url of unsafeUrls) {
     assert.equal(safeUrl(url), null, url);
     for (const text of [`[x](${url})`, `<${url}>`, `![x](${url})`, `[x](<${url}>)`]) {
       const links = [...nodes(parseInline(text))].filter(({ type }) => type === 'link');
@@ -114,10 +114,11 @@ test('highlighting keeps the code unchanged', () => {
 test('hostile text is parsed in linear time without exhausting the stack', () => {
   const start = process.cpuUsage();
   for (const text of ['> '.repeat(2e4), '- '.repeat(2e4) + 'x', '['.repeat(2e4), '*a_'.repeat(1e4), '**a'.repeat(1e4), '``a`'.repeat(2e4), '[a](' .repeat(2e4), '|a|\n'.repeat(2e4), '- a\n'.repeat(2e4), '<'.repeat(2e4), '\\'.repeat(2e4), '\\('.repeat(2e4), '\\['.repeat(2e4) + '\\](x']) {
-    for (const growing of [true, false]) parseInline(text, growing);
+    for (const isGrowing of [true, false]) parseInline(text, isGrowing);
     parseBlocks(splitLines(text));
   }
-  // CPU time, because the machine may be busy: less than a second; quadratic time would be minutes.
+  // The test measures CPU time, because the machine may be busy. Linear parsing takes less than a
+  // second, and quadratic parsing would take minutes.
   const { user, system } = process.cpuUsage(start);
   assert.ok((user + system) / 1000 < 20_000);
 });

@@ -84,7 +84,7 @@ test('snapshot extends the text or replaces it', async (t) => {
 });
 
 test('unaccepted messages are resent with the same id and in the same order', async (t) => {
-  const { client, connect, last, tick } = await startClient(t);
+  const { client, connect, lastSocket, tick } = await startClient(t);
   const first = await connect();
   const answers = ['a', 'b', 'c'].map((text) => client.send(text, { conversationId: 'one' }));
   const other = client.send('d', { conversationId: 'two' });
@@ -94,13 +94,13 @@ test('unaccepted messages are resent with the same id and in the same order', as
   first.closeByServer(1006);
   const queued = client.send('e', { conversationId: 'one' });
   await tick(250);
-  last().welcome({ recovered: true });
+  lastSocket().welcome({ recovered: true });
   await flushPromises();
-  const again = last();
-  assert.deepEqual(again.sentOfType('message').map(({ id }) => id), [answers[1].id, other.id]);
-  again.receive(accepted(again.sent[0]));
-  again.receive(accepted(again.sentOfType('message').at(-1)));
-  assert.deepEqual(again.sentOfType('message').map(({ content }) => content), ['b', 'd', 'c', 'e']);
+  const secondSocket = lastSocket();
+  assert.deepEqual(secondSocket.sentOfType('message').map(({ id }) => id), [answers[1].id, other.id]);
+  secondSocket.receive(accepted(secondSocket.sent[0]));
+  secondSocket.receive(accepted(secondSocket.sentOfType('message').at(-1)));
+  assert.deepEqual(secondSocket.sentOfType('message').map(({ content }) => content), ['b', 'd', 'c', 'e']);
   assert.equal(queued.state, 'sent');
 });
 
@@ -126,9 +126,9 @@ test('rejection fails the message with its retry delay', async (t) => {
   socket.receive({ type: 'error', id: answer.id, code: 'rate_limited', message: 'slow down', retryable: true, retry_after_ms: 4200 });
   await assert.rejects(answer.result, { code: 'rate_limited', retryable: true, retryAfterMs: 4200, message: 'slow down' });
   assert.equal((await collect(answer)).at(-1).code, 'rate_limited');
-  const again = client.send('a', { id: answer.id });
+  const resent = client.send('a', { id: answer.id });
   assert.equal(socket.sentOfType('message').at(-1).id, answer.id);
-  assert.notEqual(again, answer);
+  assert.notEqual(resent, answer);
 });
 
 test('error after acceptance ends the message', async (t) => {
@@ -149,7 +149,7 @@ test('message above the limits is not sent', async (t) => {
   assert.equal(emoji.state, 'sent', 'characters are counted, not UTF-16 units');
   await assert.rejects(client.send('a', { conversationId: 'c'.repeat(64) }).result, { code: 'too_large' });
   assert.equal(socket.sentOfType('message').length, 1);
-  for (const bad of ['', '  ', 7, null]) assert.throws(() => client.send(bad), { code: 'invalid_message' });
+  for (const invalid of ['', '  ', 7, null]) assert.throws(() => client.send(invalid), { code: 'invalid_message' });
   assert.throws(() => client.send('a', { conversationId: 'a b' }), { code: 'invalid_message' });
 });
 
@@ -159,7 +159,7 @@ test('number of open messages is bounded', async (t) => {
   for (let n = 0; n < 256; n += 1) client.send(`${n}`);
   assert.throws(() => client.send('one more'), { code: 'queue_full' });
   socket.receive({ type: 'accepted', message_id: 'm-other', id: 'other', conversation_id: 'x', content: 'q' });
-  assert.equal(client.open.length, 256, 'other devices too');
+  assert.equal(client.open.length, 256, 'messages of other devices count, too');
   while (client.open.length > 0) {
     const frame = socket.sentOfType('message').at(-1);
     socket.receive(accepted(frame), response(frame, 'done'));
@@ -168,40 +168,40 @@ test('number of open messages is bounded', async (t) => {
 });
 
 test('cancel is resent after a reconnect and resolves with the result of the server', async (t) => {
-  const { client, connect, last, tick } = await startClient(t);
+  const { client, connect, lastSocket, tick } = await startClient(t);
   const socket = await connect();
   const answer = client.send('a');
   const [frame] = socket.sentOfType('message');
   socket.receive(accepted(frame), delta(frame, 0, 'half'));
   const cancelling = answer.cancel();
-  assert.equal(answer.cancel(), cancelling, 'one cancel request');
+  assert.equal(answer.cancel(), cancelling, 'a second cancel shares the request');
   assert.deepEqual(socket.sentOfType('cancel'), [{ type: 'cancel', id: answer.id }]);
   socket.closeByServer(1006);
   await tick(250);
-  last().welcome({ recovered: true });
-  assert.deepEqual(last().sentOfType('cancel'), [{ type: 'cancel', id: answer.id }]);
-  last().receive({ type: 'cancel_result', id: answer.id, result: 'cancelling' });
+  lastSocket().welcome({ recovered: true });
+  assert.deepEqual(lastSocket().sentOfType('cancel'), [{ type: 'cancel', id: answer.id }]);
+  lastSocket().receive({ type: 'cancel_result', id: answer.id, result: 'cancelling' });
   assert.equal(await cancelling, 'cancelling');
-  last().receive(frameFor(frame, { type: 'cancelled', content: 'half', position: 'p~0~0.5' }));
+  lastSocket().receive(frameFor(frame, { type: 'cancelled', content: 'half', position: 'p~0~0.5' }));
   const result = await answer.result;
   assert.deepEqual([result.status, result.content, answer.state], ['cancelled', 'half', 'cancelled']);
   assert.equal(await answer.cancel(), 'already_done');
 });
 
-test('cancel of an unsent message is local; of a possibly accepted one it follows the resent message', async (t) => {
-  const { client, connect, last, tick } = await startClient(t);
-  const idle = client.send('never sent');
-  assert.equal(await idle.cancel(), 'cancelling');
-  assert.equal((await idle.result).status, 'cancelled');
+test('cancel of an unsent message is local, and of a possibly accepted one it is sent after the message', async (t) => {
+  const { client, connect, lastSocket, tick } = await startClient(t);
+  const unsent = client.send('never sent');
+  assert.equal(await unsent.cancel(), 'cancelling');
+  assert.equal((await unsent.result).status, 'cancelled');
   await flushPromises();
-  last().welcome();
-  assert.equal(last().sentOfType('message').length, 0);
-  const unknown = client.send('b');
-  last().closeByServer(1006);
-  unknown.cancel();
+  lastSocket().welcome();
+  assert.equal(lastSocket().sentOfType('message').length, 0);
+  const possiblyAccepted = client.send('b');
+  lastSocket().closeByServer(1006);
+  possiblyAccepted.cancel();
   await tick(250);
-  last().welcome({ recovered: true });
-  assert.deepEqual(last().sent.map(({ type }) => type), ['message', 'cancel']);
+  lastSocket().welcome({ recovered: true });
+  assert.deepEqual(lastSocket().sent.map(({ type }) => type), ['message', 'cancel']);
 });
 
 test('failed cancel rejects and leaves the message open', async (t) => {
@@ -236,11 +236,11 @@ test('messages of other devices are reported, also when a delta arrives before t
   socket.receive(response(frame, 'answer'));
   assert.equal((await received[1].result).content, 'answer');
   socket.receive(accepted(frame), delta(frame, 0, 'late'));
-  assert.equal(received.length, 2, 'late frames of an ended message startClient nothing');
+  assert.equal(received.length, 2, 'late frames of an ended message change nothing');
 });
 
 test('without recovery, reload is emitted and possibly ended messages are resent with the same id', async (t) => {
-  const { client, connect, last, tick } = await startClient(t);
+  const { client, connect, lastSocket, tick } = await startClient(t);
   let reloads = 0;
   client.on('reload', () => (reloads += 1));
   const socket = await connect();
@@ -248,15 +248,15 @@ test('without recovery, reload is emitted and possibly ended messages are resent
   const answers = ['a', 'b'].map((text) => client.send(text, { conversationId: text }));
   const [a, b] = socket.sentOfType('message');
   socket.receive(accepted(a), accepted(b), delta({ id: 'x', conversation_id: 'c' }, 0, 'of another device'));
-  const [, , foreign] = client.open;
-  foreign.id = null;
+  const [, , answerOfOtherDevice] = client.open;
+  answerOfOtherDevice.id = null;
   socket.closeByServer(1006);
   await tick(250);
-  last().welcome({ recovered: false, position: 'p~0~0.9', pending: [{ message_id: 'm-' + b.id, id: b.id, conversation_id: 'b' }] });
+  lastSocket().welcome({ recovered: false, position: 'p~0~0.9', pending: [{ message_id: 'm-' + b.id, id: b.id, conversation_id: 'b' }] });
   assert.equal(reloads, 2);
-  assert.deepEqual(last().sentOfType('message').map(({ id }) => id), [a.id], 'b is still pending');
-  await assert.rejects(foreign.result, { code: 'missed' });
-  last().receive(accepted(a), response(a, 'repeated', { position: 'p~0~0.2' }));
+  assert.deepEqual(lastSocket().sentOfType('message').map(({ id }) => id), [a.id], 'b is still pending');
+  await assert.rejects(answerOfOtherDevice.result, { code: 'missed' });
+  lastSocket().receive(accepted(a), response(a, 'repeated', { position: 'p~0~0.2' }));
   assert.equal((await answers[0].result).content, 'repeated');
   assert.equal(client.position, 'p~0~0.9', 'an older position is ignored');
 });

@@ -81,13 +81,13 @@ function parseQuote(lines, start, depth) {
 }
 
 function parseList(lines, start, depth) {
-  const ordered = (item) => /\d/.test(item[2]);
+  const isOrdered = (item) => /\d/.test(item[2]);
   const first = LIST_ITEM.exec(lines[start]);
-  const list = { type: 'list', ordered: ordered(first), start: Number.parseInt(first[2], 10) || 0, loose: false, items: [] };
+  const list = { type: 'list', ordered: isOrdered(first), start: Number.parseInt(first[2], 10) || 0, loose: false, items: [] };
   const indent = first[1].length;
   let next = start;
   let inner = null;
-  /** Columns that the content of the current item is indented by. */
+  /** Number of columns by which the content of the current item is indented. */
   let contentIndent = 0;
   let afterBlankLine = false;
   const closeItem = () => {
@@ -111,7 +111,7 @@ function parseList(lines, start, depth) {
       inner.push(line.slice(contentIndent));
     } else if (item && lineIndent < indent + 2 && lineIndent >= indent - 1) {
       // Another item of this list, or the first one of another list.
-      if (ordered(item) !== list.ordered || RULE.test(line)) break;
+      if (isOrdered(item) !== list.ordered || RULE.test(line)) break;
       if (afterBlankLine && inner) list.loose = true;
       closeItem();
       const spaces = (item[3] ?? '').length - (item[3] ?? '').trimStart().length;

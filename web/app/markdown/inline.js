@@ -2,7 +2,7 @@
 
 const PUNCTUATION = /[\p{P}\p{S}]/u;
 const BARE_URL = /^https?:\/\/[^\s<>"`]+/;
-/** HTML entities that models write; others are not decoded. */
+/** The HTML entities that models use. Others are not decoded. */
 const ENTITIES = {
   amp: '&', lt: '<', gt: '>', quot: '"', apos: "'", nbsp: '\u00a0', copy: '©', reg: '®', trade: '™', hellip: '…', mdash: '—', ndash: '–',
   lsquo: '‘', rsquo: '’', ldquo: '“', rdquo: '”', laquo: '«', raquo: '»', middot: '·', bull: '•', deg: '°', plusmn: '±', times: '×',
@@ -93,7 +93,7 @@ export function parseInline(text, isGrowing = false) {
         const children = list.cut(opener);
         emphasize(children, false);
         list.push({ node: toLink(target.url, children.nodes()) });
-        // Links can't be nested, so brackets before this link no longer open one.
+        // Links can't be nested, so brackets before this link no longer open a link.
         brackets.length = 0;
         position = target.end;
       } else {
@@ -200,7 +200,8 @@ function toDelimiter(char, count, before, after) {
  * Turns pairs of delimiters into emphasis, from the inside out (CommonMark's `process emphasis`).
  */
 function emphasize(list, isGrowing) {
-  // By kind of closer: no opener exists before this entry, which keeps the search linear.
+  // For each kind of closer, the entry before which there is no opener. This keeps the search
+  // linear.
   const bottoms = new Map();
   let closer = list.head;
   while (closer) {
@@ -242,7 +243,7 @@ function canPair(opener, closer) {
   return !isAmbiguous || (opener.count % 3 === 0 && closer.count % 3 === 0);
 }
 
-/** Moves the nodes between two delimiters into an emphasis node; null closes at the end. */
+/** Moves the nodes from an opener up to its closer, or up to the end, into an emphasis node. */
 function wrapEmphasis(list, opener, closer, used) {
   const type = opener.char === '~' ? 'deleted' : used === 2 ? 'strong' : 'emphasis';
   const children = list.removeBetween(opener, closer);

@@ -10,8 +10,9 @@ export class MarkdownView {
   constructor(root) {
     this.root = root;
     this.text = '';
-    /** Number of characters, and of their nodes, whose blocks can't change any more. */
+    /** Number of characters whose blocks can't change any more. */
     this.finalLength = 0;
+    /** Number of nodes of these blocks. */
     this.finalNodes = 0;
     /** The open code block at the end, which is extended instead of rendered again. */
     this.openCode = null;
@@ -28,9 +29,9 @@ export class MarkdownView {
     const rest = text.slice(this.finalLength);
     const lines = splitLines(rest);
     const blocks = parseBlocks(lines);
-    const [only] = blocks;
-    if (isGrowing && this.openCode && blocks.length === 1 && !only.closed && only.language === this.openCode.language) {
-      this.#extendCode(only.text);
+    const [firstBlock] = blocks;
+    if (isGrowing && this.openCode && blocks.length === 1 && !firstBlock.closed && firstBlock.language === this.openCode.language) {
+      this.#extendCode(firstBlock.text);
       return;
     }
     this.openCode = null;
@@ -39,8 +40,8 @@ export class MarkdownView {
       this.root.append(renderBlock(block, isGrowing && n === blocks.length - 1));
     }
     if (!isGrowing || blocks.length === 0) return;
-    // The last block can change, and so can the one before it if the last block is a single line:
-    // more of that line may make it part of the block before.
+    // The last block can change. If that block is a single line, the block before it can change,
+    // too, because more text may make the line a part of it.
     const last = blocks.at(-1);
     const openBlocks = last.first === lines.length - 1 ? 2 : 1;
     const firstOpen = blocks.at(-openBlocks);
@@ -55,7 +56,7 @@ export class MarkdownView {
   }
 
   #extendCode(code) {
-    // The code gets shorter when a closing fence that looked like code is completed.
+    // The code gets shorter when more text completes a closing fence that looked like code.
     const { text } = this.openCode;
     if (code.startsWith(text.data)) text.appendData(code.slice(text.data.length));
     else text.data = code;
@@ -94,7 +95,7 @@ function renderBlocks(blocks, isGrowing) {
 }
 
 function renderCode({ language, text, closed }, isGrowing) {
-  // Highlighted only when it is complete.
+  // The code is highlighted when it is complete.
   const tokens = isGrowing && !closed ? [[null, text]] : highlight(text, language);
   const parts = tokens.map(([kind, token]) => (kind ? h('span', { class: `code-${kind}` }, token) : document.createTextNode(token)));
   const code = h('code', {}, ...parts);
