@@ -145,7 +145,8 @@ impl Client {
         self.socket.clear();
     }
 
-    /// The gateway's subscription breaks; it reads the mailbox after it has subscribed again.
+    /// Breaks the gateway's subscription. The gateway reads the mailbox after it has subscribed
+    /// again.
     pub(crate) fn break_subscription(&mut self) {
         self.feed.clear();
         self.require_read();

@@ -317,7 +317,7 @@ fn scenario_9_socket_closed_during_replay_loses_no_frame() {
         apply(&mut model, &[Worker(0, record); 4]);
         apply(&mut model, &[Step::Relay(0)]);
     }
-    // Welcome and both records are on the socket; the client receives the welcome.
+    // The welcome and both records are on the socket. The client receives only the welcome.
     apply(&mut model, &[Connect, Read, Receive]);
     assert_eq!(model.client.known_outcome(0), None);
     let mut reconnected = model.clone();

@@ -162,9 +162,9 @@ fn journal_cut_anywhere_keeps_every_complete_batch_before_the_cut() {
                 opened += 1;
                 let store = Store::open(copied.path(), 0)
                     .unwrap_or_else(|error| panic!("cut at {cut}, {tail:?}: {error}"));
-                let found = content(&store);
+                let recovered = content(&store);
                 assert!(
-                    found == expected.content,
+                    recovered == expected.content,
                     "cut at {cut}, {tail:?}: other content"
                 );
                 if index % 4 == 0 {
@@ -291,7 +291,7 @@ fn hole_in_the_last_batch_is_never_read_as_data() {
     let journal = journal(dir.path());
     let mut previous_end = written_end(&journal, 0);
     for number in 0..3 {
-        let before = content(&store);
+        let content_before = content(&store);
         let ticket = store.commit(batch(number)).unwrap();
         store.wait_durable_blocking(ticket).unwrap();
         let end = written_end(&journal, previous_end);
@@ -305,7 +305,7 @@ fn hole_in_the_last_batch_is_never_read_as_data() {
                 file.seek(SeekFrom::Start(previous_end + from)).unwrap();
                 file.write_all(&[0; 512]).unwrap();
                 match Store::open(copied.path(), 0) {
-                    Ok(store) => assert!(content(&store) == before, "a hole at {from}"),
+                    Ok(store) => assert!(content(&store) == content_before, "a hole at {from}"),
                     Err(error) => assert!(error.to_string().contains("Checksum"), "{error}"),
                 }
             }

@@ -10,7 +10,7 @@ use super::{Member, PARTITIONS, TIMEOUT, append_numbers, create_topic, numbers, 
 
 pub(crate) async fn seek_delivers_only_records_from_its_offset_on(log: Arc<dyn Log>) {
     let topic = create_topic(&log).await;
-    let last = append_numbers(&log, &topic, "k", 0..200).await;
+    let last_offset = append_numbers(&log, &topic, "k", 0..200).await;
     let mut member = Member::join(&log, &unique_group(), &topic);
     let records = member.records(100).await;
     // The first seek goes back. The second one goes forward across records that were certainly
@@ -20,7 +20,7 @@ pub(crate) async fn seek_delivers_only_records_from_its_offset_on(log: Arc<dyn L
             TIMEOUT,
             member
                 .consumer
-                .seek(last.partition, records[0].offset + distance),
+                .seek(last_offset.partition, records[0].offset + distance),
         )
         .await
         .expect("seek returns in time")
@@ -36,15 +36,15 @@ pub(crate) async fn seek_delivers_only_records_from_its_offset_on(log: Arc<dyn L
 
 pub(crate) async fn seek_does_not_move_the_committed_offset_back(log: Arc<dyn Log>) {
     let (topic, group) = (create_topic(&log).await, unique_group());
-    let last = append_numbers(&log, &topic, "k", 0..6).await;
+    let last_offset = append_numbers(&log, &topic, "k", 0..6).await;
     let mut member = Member::join(&log, &group, &topic);
     let records = member.records(6).await;
     member
         .consumer
-        .store_offset(last.partition, records[4].offset + 1);
+        .store_offset(last_offset.partition, records[4].offset + 1);
     member
         .consumer
-        .seek(last.partition, records[0].offset)
+        .seek(last_offset.partition, records[0].offset)
         .await
         .unwrap();
     assert_eq!(numbers(&member.records(2).await), [0, 1]);
@@ -52,7 +52,7 @@ pub(crate) async fn seek_does_not_move_the_committed_offset_back(log: Arc<dyn Lo
     let mut successor = Member::join(&log, &group, &topic);
     assert_eq!(numbers(&successor.records(1).await), [5]);
     assert_eq!(
-        successor.assigned[&last.partition],
+        successor.assigned[&last_offset.partition],
         Some(records[4].offset + 1)
     );
     successor.close().await;

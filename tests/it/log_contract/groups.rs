@@ -28,27 +28,29 @@ pub(crate) async fn new_group_starts_at_the_earliest_record(log: Arc<dyn Log>) {
 
 pub(crate) async fn next_member_starts_at_the_stored_offset(log: Arc<dyn Log>) {
     let (topic, group) = (create_topic(&log).await, unique_group());
-    let last = append_numbers(&log, &topic, "k", 0..6).await;
+    let last_offset = append_numbers(&log, &topic, "k", 0..6).await;
     let mut first = Member::join(&log, &group, &topic);
     let records = first.records(4).await;
     let stored_offset = records[3].offset + 1;
-    first.consumer.store_offset(last.partition, stored_offset);
+    first
+        .consumer
+        .store_offset(last_offset.partition, stored_offset);
     first.close().await;
 
     let mut second = Member::join(&log, &group, &topic);
     assert_eq!(numbers(&second.records(2).await), [4, 5]);
-    assert_eq!(second.assigned[&last.partition], Some(stored_offset));
+    assert_eq!(second.assigned[&last_offset.partition], Some(stored_offset));
     second.close().await;
 }
 
 pub(crate) async fn record_without_stored_offset_is_delivered_again(log: Arc<dyn Log>) {
     let (topic, group) = (create_topic(&log).await, unique_group());
-    let last = append_numbers(&log, &topic, "k", 0..3).await;
+    let last_offset = append_numbers(&log, &topic, "k", 0..3).await;
     let mut first = Member::join(&log, &group, &topic);
     let records = first.records(3).await;
     first
         .consumer
-        .store_offset(last.partition, records[0].offset + 1);
+        .store_offset(last_offset.partition, records[0].offset + 1);
     first.close().await;
     for _ in 0..2 {
         let mut successor = Member::join(&log, &group, &topic);

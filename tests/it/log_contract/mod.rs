@@ -108,11 +108,11 @@ async fn append_numbers(
     let futures: Vec<_> = numbers
         .map(|n| log.append(topic, record(Some(key), &n.to_string())))
         .collect();
-    let mut last = None;
+    let mut last_offset = None;
     for future in futures {
-        last = Some(future.await.expect("the append succeeds"));
+        last_offset = Some(future.await.expect("the append succeeds"));
     }
-    last.expect("the range of numbers is not empty")
+    last_offset.expect("the range of numbers is not empty")
 }
 
 fn text(record: &Record) -> String {
@@ -147,11 +147,11 @@ impl Member {
         match timeout(wait, self.consumer.next()).await.ok()? {
             ConsumerEvent::Assigned(assignments) => {
                 for assignment in assignments {
-                    let before = self
+                    let earlier_assignment = self
                         .assigned
                         .insert(assignment.partition, assignment.committed_offset);
                     assert_eq!(
-                        before, None,
+                        earlier_assignment, None,
                         "expected a partition that is not assigned yet: {assignment:?}"
                     );
                 }

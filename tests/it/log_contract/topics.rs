@@ -26,11 +26,11 @@ pub(crate) async fn offset_at_finds_the_first_record_of_a_time(log: Arc<dyn Log>
             .iter()
             .find(|other| other.timestamp_ms >= record.timestamp_ms)
             .unwrap();
-        let found = log
+        let offset = log
             .offset_at(&topic, partition, record.timestamp_ms)
             .await
             .unwrap();
-        assert_eq!(found, Some(first.offset));
+        assert_eq!(offset, Some(first.offset));
     }
     let early = log.offset_at(&topic, partition, 0).await.unwrap();
     assert_eq!(early, Some(records[0].offset));

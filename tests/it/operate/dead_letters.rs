@@ -96,14 +96,17 @@ async fn a_refused_message_is_replayed_through_a_running_all_in_one_and_in_its_f
     assert!(err.contains("ADMIN_KEY") && !err.contains("wrong"), "{err}");
 
     // A dry run has no effect. A replay is answered as a new message.
-    let all = ["--all", "--code", "provider_rejected", "--limit", "1"];
+    let filter_args = ["--all", "--code", "provider_rejected", "--limit", "1"];
     let preview = dlq_ok(
         &key_env,
-        &[&["replay", "--dry-run"], &all[..], &url_args[..]].concat(),
+        &[&["replay", "--dry-run"], &filter_args[..], &url_args[..]].concat(),
     );
     assert!(preview.contains("would replay 1"), "{preview}");
     assert_eq!(model.request_count_for("secret one"), 1);
-    let (code, _, err) = dlq(&key_env, &[&["replay"], &all[..], &url_args[..]].concat());
+    let (code, _, err) = dlq(
+        &key_env,
+        &[&["replay"], &filter_args[..], &url_args[..]].concat(),
+    );
     assert_eq!(
         code,
         Some(1),
@@ -112,7 +115,7 @@ async fn a_refused_message_is_replayed_through_a_running_all_in_one_and_in_its_f
     assert!(err.contains("--yes"), "{err}");
     dlq_ok(
         &key_env,
-        &[&["replay", "--yes"], &all[..], &url_args[..]].concat(),
+        &[&["replay", "--yes"], &filter_args[..], &url_args[..]].concat(),
     );
     let answer = alice.wait_for_type("response").await;
     assert_eq!(answer["content"], "echo: secret one");

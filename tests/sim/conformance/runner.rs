@@ -29,9 +29,9 @@ fn check_id<T: PartialEq + Clone + Debug>(
     reference: u8,
     real: &T,
 ) -> Result<(), String> {
-    let known = ids.entry(reference).or_insert_with(|| real.clone());
-    if known != real {
-        return Err(format!("the id is {real:?}, and was {known:?} before"));
+    let first_real = ids.entry(reference).or_insert_with(|| real.clone());
+    if first_real != real {
+        return Err(format!("the id is {real:?}, and was {first_real:?} before"));
     }
     let mut others = ids.iter().filter(|(other, _)| **other != reference);
     if others.any(|(_, id)| id == real) {

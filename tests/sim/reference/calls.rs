@@ -306,7 +306,7 @@ impl SharedState {
     }
 
     /// A relay inspects the marker before its first delivery. If the marker is not complete, the
-    /// relay leaves a token and returns it; otherwise it returns 0.
+    /// relay stores a token and returns it. Otherwise it returns 0.
     pub(crate) fn begin_rebuild(&mut self) -> u8 {
         if self.marker == Marker::Complete {
             return 0;
