@@ -241,7 +241,7 @@ async fn mark_stale_subscribers(sessions: &UserSessions, view: &UserView, start:
             let published = sessions.frame_published.notified();
             tokio::pin!(published);
             published.as_mut().enable();
-            if sessions.state().subscribers.have_all_received(&current) {
+            if sessions.state().subscribers.have_all_received(current) {
                 return;
             }
             published.await;
@@ -255,7 +255,7 @@ async fn mark_stale_subscribers(sessions: &UserSessions, view: &UserView, start:
         MAX_DELIVERY_DELAY
     };
     if timeout(max_wait, all_received).await.is_err() {
-        sessions.state().subscribers.mark_stale_before(&current);
+        sessions.state().subscribers.mark_stale_before(current);
     }
 }
 

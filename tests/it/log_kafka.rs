@@ -66,7 +66,7 @@ fn value_text(record: &Record) -> String {
     String::from_utf8_lossy(&record.value).into_owned()
 }
 
-async fn next(consumer: &mut Box<dyn Consumer>) -> ConsumerEvent {
+async fn next_event(consumer: &mut Box<dyn Consumer>) -> ConsumerEvent {
     timeout(TIMEOUT, consumer.next())
         .await
         .expect("an event in time")
@@ -81,7 +81,7 @@ async fn next_assignments(consumer: &mut Box<dyn Consumer>) -> Vec<Assignment> {
 }
 
 /// Polls until `count` records were delivered.
-async fn read(consumer: &mut Box<dyn Consumer>, count: usize) -> Vec<Record> {
+async fn read_records(consumer: &mut Box<dyn Consumer>, count: usize) -> Vec<Record> {
     let mut records = Vec::new();
     while records.len() < count {
         if let ConsumerEvent::Record(record) = next_event(consumer).await {

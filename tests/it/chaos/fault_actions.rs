@@ -277,10 +277,7 @@ impl FaultInjector<'_> {
         for n in 0..2 {
             self.fleet.members[n].start().await;
         }
-        (
-            format!("both topics have {partitions}"),
-            Instant::now(),
-        )
+        (format!("both topics have {partitions}"), Instant::now())
     }
 }
 

@@ -193,6 +193,7 @@ impl SharedState {
         if last.is_some_and(|last| offset <= last) {
             return DeliverResponse::AlreadyDelivered;
         }
+        let delivers_once = self.enforces(Rule::DeliveredOnce);
         let last_id = &mut self.last_ids.mailbox;
         let mailbox = Mailbox::prepare(&mut self.mailbox, offset, is_rewind, || next_id(last_id));
         if mailbox.last.is_none() {
@@ -203,7 +204,7 @@ impl SharedState {
         let was_delivered_elsewhere = stored
             .and_then(StoredOutcome::delivered_at)
             .is_some_and(|earlier| earlier != offset);
-        if was_delivered_elsewhere && self.enforces(Rule::DeliveredOnce) {
+        if was_delivered_elsewhere && delivers_once {
             return DeliverResponse::AlreadyDelivered;
         }
         let delivered = if let Some(StoredOutcome::Forgotten(_)) = stored {
