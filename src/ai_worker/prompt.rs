@@ -29,13 +29,13 @@ impl PromptBuilder {
     ///
     /// - The newest turns that fit are included, in order and without a gap: at most
     ///   `history_max_messages` messages, and together with instructions and question at most the
-    ///   context size minus the answer's `max_tokens`, as [`estimate_tokens`] counts.
+    ///   context window minus the answer's `max_tokens`, as [`estimate_tokens`] counts.
     /// - Turns are not split: an answer without its question would have another meaning.
     /// - Failed turns and turns without an answer are excluded, because the model would answer
     ///   their questions again. Of a turn that was stored without its question, the answer is
     ///   included.
     /// - The instructions, unless blank, and the question are always included, even if they exceed
-    ///   the context size.
+    ///   the context window.
     pub fn build(settings: &PromptSettings, turns: &[Turn], question: &str) -> ModelRequest {
         let question = message(Role::User, question);
         let system = Some(settings.system_prompt.trim())
@@ -43,7 +43,7 @@ impl PromptBuilder {
             .map(|text| message(Role::System, text));
 
         let mut tokens_left = settings
-            .context_tokens
+            .context_window_tokens
             .saturating_sub(settings.max_tokens as usize)
             .saturating_sub(PROMPT_OVERHEAD_TOKENS + token_cost(&question))
             .saturating_sub(system.as_ref().map_or(0, token_cost));
@@ -176,7 +176,7 @@ mod tests {
             system_prompt: "Be brief.".to_owned(),
             max_tokens: 500,
             temperature: 0.7,
-            context_tokens: 16_385,
+            context_window_tokens: 16_385,
             keep_history: true,
             history_max_messages: 20,
             history_ttl: Duration::from_secs(3600),
@@ -263,7 +263,7 @@ mod tests {
     fn a_question_over_the_budget_is_sent_without_history() {
         let turns = [turn(Some("q1"), "a1", TurnStatus::Answered)];
         let settings = PromptSettings {
-            context_tokens: 10,
+            context_window_tokens: 10,
             ..settings()
         };
         let request = PromptBuilder::build(&settings, &turns, "q2");
@@ -306,12 +306,12 @@ mod tests {
         fn prompts_stay_within_the_budget_and_contain_the_newest_turns(
             turns in prop::collection::vec(any_turn(), 0..30),
             question in "\\PC{1,80}",
-            context_tokens in 0_usize..1500,
+            context_window_tokens in 0_usize..1500,
             max_tokens in 0_u32..300,
             history_max_messages in 0_usize..30,
         ) {
             let settings = PromptSettings {
-                max_tokens, context_tokens, history_max_messages, ..settings()
+                max_tokens, context_window_tokens, history_max_messages, ..settings()
             };
             let request = PromptBuilder::build(&settings, &turns, &question);
             let (last, earlier) = request.messages.split_last().unwrap();
@@ -319,7 +319,7 @@ mod tests {
             prop_assert_eq!(earlier[0].role, Role::System);
             let history = &earlier[1..];
 
-            let budget = context_tokens.saturating_sub(max_tokens as usize);
+            let budget = context_window_tokens.saturating_sub(max_tokens as usize);
             prop_assert!(history.is_empty() || estimate_prompt_tokens(&request.messages) <= budget);
             prop_assert!(history.len() <= history_max_messages);
 
@@ -333,7 +333,8 @@ mod tests {
             let cut = (0..=turns.len()).rev().find(|cut| messages_of(&turns[*cut..]) == history);
             prop_assert!(cut.is_some(), "not a suffix of whole turns");
 
-            // With the next older turn, the prompt would exceed one of the two limits.
+            // With the next older turn, the prompt would exceed its maximum number of turns or of
+            // tokens.
             let older = turns[..cut.unwrap()].iter().rev().find(|turn| is_in_context(turn));
             if let Some(older) = older {
                 let older_messages = messages_of(std::slice::from_ref(older));

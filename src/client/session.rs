@@ -277,9 +277,12 @@ impl Session {
     /// stopping waits for both, so the session does this before it waits for the next connection.
     async fn close_socket(&mut self) {
         let close = async {
-            let handshake = self.socket.close(None).await;
+            // Sends a close frame, unless the server has sent its own: then the reply is queued
+            // already, and `close` fails.
+            let _ = self.socket.close(None).await;
+            let flushed = self.socket.flush().await;
             let shutdown = self.socket.get_mut().shutdown().await;
-            tracing::trace!(?handshake, ?shutdown, "socket closed");
+            tracing::trace!(?flushed, ?shutdown, "socket closed");
         };
         // An error or a timeout means that the connection is broken, so there is nothing to close.
         let _ = timeout(CLOSE_FRAME_TIMEOUT, close).await;

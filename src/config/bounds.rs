@@ -5,8 +5,8 @@ use std::time::Duration;
 /// How long the fan-out retains each kind of data, and how much of it.
 #[derive(Debug, Clone)]
 pub struct Bounds {
-    /// Retention of outcomes, cancel marks and ids of forgotten messages (`DEDUP_TTL`). A repeated
-    /// call within this time is recognised as a repeat.
+    /// Retention of outcomes, cancel marks and ids of forgotten messages (`DEDUP_TTL`). A call
+    /// that is repeated within this time is recognised and changes nothing.
     pub dedup_ttl: Duration,
     /// Retention of a mailbox frame (`MAILBOX_TTL`). A mailbox that is not used is removed after
     /// twice this time, so that its end outlives its frames.

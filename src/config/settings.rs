@@ -321,7 +321,7 @@ pub struct PromptSettings {
     /// `OPENAI_TEMPERATURE`: sampling temperature, 0 to 2.
     pub temperature: f64,
     /// `OPENAI_CONTEXT_TOKENS`: maximum length of prompt and answer together, in estimated tokens.
-    pub context_tokens: usize,
+    pub context_window_tokens: usize,
     /// `KEEP_HISTORY`: whether the prompt contains earlier turns.
     pub keep_history: bool,
     /// `CHAT_HISTORY_MAX_MESSAGES`: maximum number of earlier messages in the prompt. A question

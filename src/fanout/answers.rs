@@ -93,7 +93,7 @@ pub enum BeginResponse {
     /// The message already has an outcome, so the worker does not call the model. It appends this
     /// outcome to the log unless `delivered_at` shows that a relay has delivered one.
     Ended(StoredOutcome),
-    /// Another owner holds the lease for this remaining time. Call `begin` again after it.
+    /// Another owner holds the lease for this remaining time. Call `begin` again after this time.
     Busy(Duration),
     /// This owner has the lease. The answer's text is empty, unless the call was a repeat: then the
     /// text that was appended since the first call stays.

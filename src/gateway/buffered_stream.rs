@@ -53,12 +53,13 @@ struct FrameBoundaries {
     /// Number of bytes of the current frame's header that have passed; 0 between frames and within
     /// a payload.
     header_bytes_passed: u8,
-    /// Length in bytes of the current frame's header, as far as the bytes that have passed
-    /// determine it.
+    /// Length in bytes of the current frame's header, as known from those of its bytes that have
+    /// passed.
     header_length: u8,
     /// Number of bytes of the extended payload length in the current frame's header: 0, 2 or 8.
     extended_length_bytes: u8,
-    /// Length in bytes of the current frame's payload, as far as its header has passed.
+    /// Length in bytes of the current frame's payload, as known from those bytes of
+    /// its header that have passed.
     payload_length: u64,
     /// Number of bytes of the current frame's payload that have not passed.
     payload_remaining: u64,

@@ -20,7 +20,8 @@ use crate::protocol::position::{Epoch, Position};
 use crate::protocol::published;
 use crate::protocol::sequence_number::SequenceNumber;
 
-/// Maximum number of mailboxes that one of the two loops reads at the same time.
+/// Maximum number of mailboxes that [`sync_periodically`] reads at the same time.
+/// [`sync_on_request`] has the same limit of its own.
 const MAX_CONCURRENT_READS: usize = 16;
 
 /// Maximum time from the start of one user's read to the start of the next user's read in the
@@ -175,11 +176,12 @@ async fn run_pass(gateway: &Gateway, sessions: &UserSessions) -> Result<(), Fano
     let from_start = after.is_none();
     let mut view = read(gateway, sessions, after, from_start).await?;
     mark_stale_subscribers(sessions, &view, &start).await;
-    // Without `recovered` the mailbox is read from its start. Frames up to `read_up_to` that the
-    // mailbox still has are then returned once more.
+    // If `view.recovered` is false, the mailbox does not have every frame after `read_up_to`, or
+    // there is no `read_up_to` yet. The mailbox is then read from its start. This read returns the
+    // frames up to `read_up_to` that the mailbox still has once more.
     let already_read_up_to = start.read_up_to.clone().filter(|_| !view.recovered);
     if !view.recovered {
-        // The mailbox need not have every pending answer: it may have been trimmed, or the user may
+        // The mailbox may lack pending answers: it may have been trimmed, or the user may
         // have moved to another partition, for which the mailbox has started again.
         deliver_outcomes(gateway, sessions).await?;
         if start.read_up_to.is_some() {

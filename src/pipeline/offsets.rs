@@ -113,7 +113,8 @@ impl OffsetTracker {
         self.finished[word] |= 1 << (bit % BITS_PER_WORD);
     }
 
-    /// Moves the offset to commit past all finished offsets, and frees the words below it.
+    /// Moves `next_to_commit` past all finished offsets up to the first open one, and removes the
+    /// words of `finished` whose offsets are all below `next_to_commit`.
     fn advance_next_to_commit(&mut self) {
         while self.next_to_commit < self.observed_end && self.is_finished(self.next_to_commit) {
             self.next_to_commit += 1;

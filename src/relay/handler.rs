@@ -178,7 +178,8 @@ impl RelayHandler {
                 Ok(Verdict::Done)
             }
             DeliverResponse::AlreadyDelivered => {
-                // The mailbox ends at this position or above it, also after a repeat.
+                // The mailbox ends at this position or above, also if the record had been delivered
+                // before.
                 self.known_mailbox_ends.insert(user_partition, mailbox_end);
                 Ok(Verdict::Done)
             }

@@ -199,7 +199,7 @@ impl RewindPolicy for RewindController {
         }
         let epoch = self.epoch(partition);
         // The count is read before the marker, so that `has_new_disruption` detects a disruption
-        // between the two reads.
+        // between reading the count and reading the marker.
         let disruptions = *self.disruptions.borrow();
         let token = uuid::Uuid::new_v4().simple().to_string();
         let has_marker = retry("begin rebuild", || {

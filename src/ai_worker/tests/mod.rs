@@ -66,7 +66,7 @@ fn settings() -> WorkerSettings {
             system_prompt: String::new(),
             max_tokens: 500,
             temperature: 0.7,
-            context_tokens: 16_385,
+            context_window_tokens: 16_385,
             keep_history: true,
             history_max_messages: 20,
             history_ttl: Duration::from_secs(3600),

@@ -34,7 +34,7 @@ impl Config {
                 system_prompt: self.text_or_empty(&keys::SYSTEM_PROMPT),
                 max_tokens: self.int_as(&keys::OPENAI_MAX_TOKENS),
                 temperature: self.float(&keys::OPENAI_TEMPERATURE),
-                context_tokens: self.size(&keys::OPENAI_CONTEXT_TOKENS),
+                context_window_tokens: self.size(&keys::OPENAI_CONTEXT_TOKENS),
                 keep_history: self.bool(&keys::KEEP_HISTORY),
                 history_max_messages: self.size(&keys::CHAT_HISTORY_MAX_MESSAGES),
                 history_ttl: self.duration(&keys::CHAT_HISTORY_TTL),

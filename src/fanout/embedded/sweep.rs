@@ -36,7 +36,8 @@ enum Progress {
     Memory(usize),
 }
 
-/// Repeated passes through all entries, in steps. [`Sweeper`] runs the steps.
+/// Removes expired data, in passes over the users, the history and the states in memory. Each call
+/// of `step` does a small part of a pass; [`Sweeper`] makes the calls.
 #[derive(Debug)]
 pub(super) struct Sweep {
     users: Arc<Users>,

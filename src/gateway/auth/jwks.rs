@@ -229,8 +229,8 @@ impl Jwks {
     }
 
     /// Returns the keys that may have signed a token whose header has this `kid` and algorithm. If
-    /// the keys are too old or there is no such key, the set is fetched before, as far as the
-    /// minimum intervals between fetches allow.
+    /// the keys are too old or there is no such key, the set is fetched before, unless
+    /// the last fetch was too recent.
     ///
     /// # Errors
     /// [`TokenError::KeysUnavailable`] if no fetch has ever succeeded.

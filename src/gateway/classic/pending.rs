@@ -1,7 +1,7 @@
 //! Tracks the messages of one user whose answers are pending, and the order in which the answers
 //! must arrive.
 //!
-//! A pending message need not be in the log: a gateway may have died, or the log may have been
+//! A pending message may not be in the log: a gateway may have died, or the log may have been
 //! unavailable, before the message was appended, and then no answer follows. Nor need it have been
 //! sent over a connection of this gateway: a mailbox read also returns the pending messages that
 //! other gateways admitted.

@@ -66,7 +66,7 @@ pub(super) struct EmbeddedConsumer {
     change_receiver: watch::Receiver<()>,
     cursors: BTreeMap<i32, PartitionCursor>,
     /// The partition of the last delivered record. The search for the next record starts with the
-    /// partition after it.
+    /// next partition.
     last_partition: i32,
     is_paused: bool,
     fetch: Option<Fetch>,

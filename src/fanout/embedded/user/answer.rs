@@ -202,8 +202,9 @@ impl UserState {
                 answer.is_owned_by(&call.owner, call.attempt),
             )
         });
-        // While the answer is in flight, its outcome is stored only through this state, which then
-        // sets `has_outcome`. So the store is read only if the answer is not in flight.
+        // For an answer in flight, `has_outcome` shows whether an outcome is stored: `store_outcome`
+        // sets it, and `deliver` and `forget` remove the answer from `in_flight`. So the store has to
+        // be read only for an answer that is not in flight.
         if let Some((true, ..)) = in_flight {
             return Ok(LiveResponse::Fenced);
         }
