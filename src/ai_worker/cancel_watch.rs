@@ -1,4 +1,4 @@
-//! Wakes answers in progress as soon as their users cancel them.
+//! Makes answers in progress check their cancel marks as soon as their users cancel them.
 //!
 //! The cancel mark in the fan-out is authoritative, and every `live` call checks it; without this
 //! module, a cancel is detected by the next lease renewal, after up to a second. An answer that
@@ -72,7 +72,7 @@ struct State {
 /// An answer that is registered for wake-ups.
 struct WatchedAnswer {
     message: MessageId,
-    /// Wakes the answer to check the cancel mark at once.
+    /// Notified when the task that generates the answer must check the cancel mark at once.
     check_now: Arc<Notify>,
 }
 
@@ -180,7 +180,8 @@ impl Shared {
         }
     }
 
-    /// Wakes the answer to the message that a frame of the cancel channel names.
+    /// Handles a frame from the user's cancel channel: makes the answer to the message in the frame
+    /// check its cancel mark now. If the frame can't be decoded, all answers of the user check theirs.
     fn wake_message(&self, user: &UserId, payload: &Bytes) {
         let Ok(frame) = serde_json::from_slice::<CancelFrame>(payload) else {
             // A newer version may have written the frame. All answers of the user check the mark,

@@ -43,7 +43,7 @@ pub enum OpenError {
     OtherFormat {
         /// The directory.
         dir: PathBuf,
-        /// The content of its format marker.
+        /// The format version that the directory's format marker contains, as text.
         found: String,
     },
     /// The directory contains tables but no format marker, so it is not a data directory.
@@ -94,7 +94,7 @@ pub struct DirectoryInfo {
     pub exists: bool,
     /// Whether chatmesh has used the directory: the format marker exists.
     pub is_initialized: bool,
-    /// Whether this user can write to the directory, or create it.
+    /// Whether this process can write to the directory, or create it.
     pub is_writable: bool,
     /// `Some` if a process holds the directory: with its id, or with `None` if the id could not be
     /// read.
@@ -104,7 +104,8 @@ pub struct DirectoryInfo {
     /// `Err` with the reason if this program cannot open the directory because of its format
     /// marker.
     pub format: Result<(), String>,
-    /// Free space for this user on the directory's file system, in bytes.
+    /// Space in bytes that a process without root privileges can still use on the directory's file
+    /// system. If the directory is missing, that of its nearest existing parent.
     pub free_bytes: u64,
 }
 
@@ -282,7 +283,8 @@ impl Directory {
         self.path.join(ENGINE_DIR)
     }
 
-    /// Free space for this user on the directory's file system, in bytes.
+    /// Space in bytes that a process without root privileges can still use on the directory's file
+    /// system.
     pub(super) fn free_bytes(&self) -> std::io::Result<u64> {
         let stat = rustix::fs::statvfs(&self.path)?;
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))

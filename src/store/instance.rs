@@ -24,7 +24,7 @@ pub struct InstanceInfo {
 }
 
 impl InstanceInfo {
-    /// Writes the information into the data directory, readable by this user only.
+    /// Writes the information into the data directory, readable only by the owner of the process.
     ///
     /// # Errors
     /// Fails if the directory cannot be written.

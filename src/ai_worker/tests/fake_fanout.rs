@@ -179,7 +179,7 @@ impl FakeFanout {
         until.is_some_and(|until| Instant::now() < until)
     }
 
-    /// Replaces the data of this process's fan-out by none.
+    /// Removes all data of this process's fan-out.
     pub(super) fn lose_all(&self) {
         *self.inner.lock().unwrap() = empty_fanout();
     }

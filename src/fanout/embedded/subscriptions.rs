@@ -15,7 +15,7 @@ use crate::protocol::ids::UserId;
 pub(super) struct Queue {
     sender: mpsc::Sender<FeedEvent>,
     /// Whether a frame was dropped and the [`FeedEvent::Gap`] for it is not queued yet. While this
-    /// is set, all frames are dropped, because the gap covers them.
+    /// is set, all frames are dropped: the gap event will report their loss too.
     has_gap: AtomicBool,
     /// Notified when `has_gap` was set.
     overflowed: Notify,
@@ -46,7 +46,8 @@ impl Queue {
         self.is_feed_dropped.load(Ordering::Relaxed) || self.sender.is_closed()
     }
 
-    /// Queues an event, or drops it if the queue is full or a gap covers it.
+    /// Queues an event. Drops it if the queue is full, or if an earlier event was dropped and the
+    /// [`FeedEvent::Gap`] that reports this is not queued yet.
     fn offer(&self, event: FeedEvent) {
         if self.has_gap.load(Ordering::Acquire) {
             return;

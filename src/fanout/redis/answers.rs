@@ -54,7 +54,7 @@ fn decode_outcome(reply: &mut Reply) -> Result<StoredOutcome> {
     })
 }
 
-/// Decodes the last values of a `begin` reply: the history's version, and its turns unless the
+/// Decodes the rest of the reply to `begin`: the history's version, and its turns unless the
 /// worker has cached them (`known_version`). Returns `None` if no history was requested.
 fn decode_history(
     mut reply: Reply,
@@ -78,8 +78,9 @@ fn decode_history(
     Ok(Some(HistoryResponse::Turns(version, turns)))
 }
 
-/// Decodes the last values of a `keep` reply: the history's version before the append, and the time
-/// of the appended turn. Returns `None` if the append was not the only change to the history.
+/// Decodes the rest of the reply to `keep`: the history's version before the turn was appended, and
+/// the time of that turn. `None` if the script returned neither, because it changed another turn
+/// that a worker may have cached, or appended no new turn.
 fn decode_appended(mut reply: Reply, message: &MessageRef) -> Result<Option<TurnAppend>> {
     if reply.is_empty() {
         return Ok(None);

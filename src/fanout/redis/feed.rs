@@ -327,7 +327,7 @@ async fn forward_frames(
                 Err(_) => return,
             },
             message = messages.recv() => match message {
-                // Drop the frame: the gap that waits for room in the queue covers it.
+                // Drop the frame: the gap event that waits for room in the queue reports its loss.
                 Ok(_) if has_gap => {}
                 Ok(message) => {
                     if let Some(event) = feed_event(message) {

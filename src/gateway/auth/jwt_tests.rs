@@ -10,12 +10,12 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use super::*;
 
 // These keys are used in tests only.
-const RSA: &[u8] = include_bytes!("testkeys/rsa.pem");
-const RSA_PUBLIC: &str = include_str!("testkeys/rsa.pub.pem");
-const EC: &[u8] = include_bytes!("testkeys/ec.pem");
-const EC_PUBLIC: &str = include_str!("testkeys/ec.pub.pem");
-const ED: &[u8] = include_bytes!("testkeys/ed.pem");
-const ED_PUBLIC: &str = include_str!("testkeys/ed.pub.pem");
+const RSA_PRIVATE_KEY: &[u8] = include_bytes!("testkeys/rsa.pem");
+const RSA_PUBLIC_KEY: &str = include_str!("testkeys/rsa.pub.pem");
+const EC_PRIVATE_KEY: &[u8] = include_bytes!("testkeys/ec.pem");
+const EC_PUBLIC_KEY: &str = include_str!("testkeys/ec.pub.pem");
+const ED25519_PRIVATE_KEY: &[u8] = include_bytes!("testkeys/ed.pem");
+const ED25519_PUBLIC_KEY: &str = include_str!("testkeys/ed.pub.pem");
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
 
 fn alice() -> UserId {
@@ -173,21 +173,36 @@ async fn audience_and_issuer_are_required_if_configured() {
 #[tokio::test]
 async fn each_key_verifies_its_own_algorithm_only() {
     let signers = [
-        (Algorithm::RS256, EncodingKey::from_rsa_pem(RSA).unwrap()),
-        (Algorithm::ES256, EncodingKey::from_ec_pem(EC).unwrap()),
-        (Algorithm::EdDSA, EncodingKey::from_ed_pem(ED).unwrap()),
+        (
+            Algorithm::RS256,
+            EncodingKey::from_rsa_pem(RSA_PRIVATE_KEY).unwrap(),
+        ),
+        (
+            Algorithm::ES256,
+            EncodingKey::from_ec_pem(EC_PRIVATE_KEY).unwrap(),
+        ),
+        (
+            Algorithm::EdDSA,
+            EncodingKey::from_ed_pem(ED25519_PRIVATE_KEY).unwrap(),
+        ),
         (
             Algorithm::HS256,
             EncodingKey::from_secret(SECRET.as_bytes()),
         ),
-        (Algorithm::RS512, EncodingKey::from_rsa_pem(RSA).unwrap()),
-        (Algorithm::PS256, EncodingKey::from_rsa_pem(RSA).unwrap()),
+        (
+            Algorithm::RS512,
+            EncodingKey::from_rsa_pem(RSA_PRIVATE_KEY).unwrap(),
+        ),
+        (
+            Algorithm::PS256,
+            EncodingKey::from_rsa_pem(RSA_PRIVATE_KEY).unwrap(),
+        ),
         (
             Algorithm::HS512,
             EncodingKey::from_secret(SECRET.as_bytes()),
         ),
     ];
-    let verifiers = [RSA_PUBLIC, EC_PUBLIC, ED_PUBLIC].map(|pem| {
+    let verifiers = [RSA_PUBLIC_KEY, EC_PUBLIC_KEY, ED25519_PUBLIC_KEY].map(|pem| {
         let (_folder, path) = key_file(pem);
         JwtVerifier::new(&settings(JwtKeys::PublicKeyFile(path))).unwrap()
     });
@@ -212,7 +227,7 @@ async fn forged_tokens_are_refused() {
         forged.push(format!("{header}.{claims}"));
     }
     // Everybody knows the public key, so a token whose HMAC secret is that key must be refused.
-    for pem in [RSA_PUBLIC, EC_PUBLIC, ED_PUBLIC] {
+    for pem in [RSA_PUBLIC_KEY, EC_PUBLIC_KEY, ED25519_PUBLIC_KEY] {
         for secret in [pem, pem.trim()] {
             let key = EncodingKey::from_secret(secret.as_bytes());
             forged.push(sign(Algorithm::HS256, None, &key, &valid_claims()));
@@ -229,7 +244,7 @@ async fn forged_tokens_are_refused() {
     forged.extend(["", ".", "..", "...", "a.b.c", "é.é.é"].map(str::to_owned));
     forged.push("a".repeat(1 << 20));
     let mut verifiers = vec![JwtVerifier::new(&secret_settings()).unwrap()];
-    for pem in [RSA_PUBLIC, EC_PUBLIC, ED_PUBLIC] {
+    for pem in [RSA_PUBLIC_KEY, EC_PUBLIC_KEY, ED25519_PUBLIC_KEY] {
         let (_folder, path) = key_file(pem);
         verifiers.push(JwtVerifier::new(&settings(JwtKeys::PublicKeyFile(path))).unwrap());
     }
@@ -263,8 +278,8 @@ fn jwk(pem: &EncodingKey, algorithm: Algorithm, kid: &str) -> Value {
 
 #[tokio::test]
 async fn key_set_selects_by_kid_and_ignores_secrets() {
-    let rsa = EncodingKey::from_rsa_pem(RSA).unwrap();
-    let ec = EncodingKey::from_ec_pem(EC).unwrap();
+    let rsa = EncodingKey::from_rsa_pem(RSA_PRIVATE_KEY).unwrap();
+    let ec = EncodingKey::from_ec_pem(EC_PRIVATE_KEY).unwrap();
     let secret = EncodingKey::from_secret(SECRET.as_bytes());
     let mut encrypting = jwk(&rsa, Algorithm::RS256, "enc");
     encrypting["use"] = "enc".into();
@@ -328,8 +343,8 @@ async fn key_set_server(set: tokio::sync::watch::Receiver<String>) -> (url::Url,
 
 #[tokio::test]
 async fn keys_rotate_without_restart_and_unknown_keys_rarely_cause_fetches() {
-    let rsa = EncodingKey::from_rsa_pem(RSA).unwrap();
-    let ec = EncodingKey::from_ec_pem(EC).unwrap();
+    let rsa = EncodingKey::from_rsa_pem(RSA_PRIVATE_KEY).unwrap();
+    let ec = EncodingKey::from_ec_pem(EC_PRIVATE_KEY).unwrap();
     let old = jwk(&rsa, Algorithm::RS256, "old");
     let new = jwk(&ec, Algorithm::ES256, "new");
     let (sender, set) = tokio::sync::watch::channel(String::new());
@@ -379,8 +394,8 @@ async fn keys_rotate_without_restart_and_unknown_keys_rarely_cause_fetches() {
 
 #[tokio::test]
 async fn key_added_just_after_the_start_is_found_at_once() {
-    let rsa = EncodingKey::from_rsa_pem(RSA).unwrap();
-    let ec = EncodingKey::from_ec_pem(EC).unwrap();
+    let rsa = EncodingKey::from_rsa_pem(RSA_PRIVATE_KEY).unwrap();
+    let ec = EncodingKey::from_ec_pem(EC_PRIVATE_KEY).unwrap();
     let old = jwk(&rsa, Algorithm::RS256, "old");
     let new = jwk(&ec, Algorithm::ES256, "new");
     let (sender, set) = tokio::sync::watch::channel(json!({"keys": [old]}).to_string());
@@ -402,7 +417,7 @@ async fn key_added_just_after_the_start_is_found_at_once() {
 
 #[tokio::test]
 async fn cancelled_request_does_not_cancel_the_fetch_it_started() {
-    let rsa = EncodingKey::from_rsa_pem(RSA).unwrap();
+    let rsa = EncodingKey::from_rsa_pem(RSA_PRIVATE_KEY).unwrap();
     let set = json!({"keys": [jwk(&rsa, Algorithm::RS256, "new")]}).to_string();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/keys", listener.local_addr().unwrap());
@@ -442,7 +457,7 @@ async fn problem_of_a_key_set_behind_a_url_is_reported() {
     let (sender, set) = tokio::sync::watch::channel(String::new());
     let (url, _) = key_set_server(set).await;
     let verifier = JwtVerifier::new(&settings(JwtKeys::JwksUrl(url))).unwrap();
-    let rsa = EncodingKey::from_rsa_pem(RSA).unwrap();
+    let rsa = EncodingKey::from_rsa_pem(RSA_PRIVATE_KEY).unwrap();
     let usable = json!({"keys": [jwk(&rsa, Algorithm::RS256, "r")]}).to_string();
     for (body, expected) in [
         ("", "500"),

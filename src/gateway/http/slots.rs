@@ -21,8 +21,9 @@ use tokio_util::sync::CancellationToken;
 /// time to send the head of a request.
 const EVICTION_GRACE: Duration = Duration::from_secs(1);
 
-/// Time after which a connection is closed if its client has not read a response completely and
-/// sent the head of its next request. If `HEAD_TIMEOUT_MS` is longer, that time applies instead.
+/// Time from when a response is ready until the connection is closed. Within it, the client must
+/// read the whole response and send the complete head of its next request. If `HEAD_TIMEOUT_MS` is
+/// longer than this constant, it is used instead.
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A connection without a request in progress: the gateway waits for the client to send a request

@@ -132,7 +132,7 @@ async fn send_welcome(
     let reason = std::mem::replace(reason, CatchUpReason::Repair);
     let position = if !is_recovered {
         let mut state = sessions.state();
-        state.subscribers.reset_position(client, &view.end)
+        state.subscribers.skip_to_mailbox_end(client, &view.end)
     } else if let CatchUpReason::Resume(since) = reason {
         since
     } else {

@@ -56,7 +56,7 @@ impl ReceivedPositions {
     /// Moves the cursor to the mailbox's end, because the mailbox does not have what follows the
     /// old cursor. Returns the position to report to the client: the mailbox's end, or a received
     /// position instead where that is not lower or the mailbox is empty.
-    pub(super) fn reset(&mut self, mailbox_end: &Position) -> Position {
+    pub(super) fn skip_to_mailbox_end(&mut self, mailbox_end: &Position) -> Position {
         if let Some(cursor) = self.cursor.replace(mailbox_end.clone()) {
             self.remember(cursor);
         }

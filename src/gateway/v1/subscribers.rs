@@ -294,13 +294,13 @@ impl Subscribers {
     /// Moves the connection to the mailbox's end, because the mailbox does not have what follows
     /// the connection's position and the client reloads its history. Returns the position to report
     /// to the client.
-    pub(in crate::gateway) fn reset_position(
+    pub(in crate::gateway) fn skip_to_mailbox_end(
         &mut self,
         client: &Arc<V1State>,
         mailbox_end: &Position,
     ) -> Position {
         match self.get_mut(client) {
-            Some(subscriber) => subscriber.received.reset(mailbox_end),
+            Some(subscriber) => subscriber.received.skip_to_mailbox_end(mailbox_end),
             None => mailbox_end.clone(),
         }
     }

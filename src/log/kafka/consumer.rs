@@ -86,7 +86,7 @@ impl KafkaConsumer {
         })
     }
 
-    /// Replaces a client that has lost every broker by a new client, which joins the group again.
+    /// Replaces a client that has lost every broker with a new client, which joins the group again.
     /// All partitions count as revoked. Offsets that were stored but not committed are lost, so the
     /// records below them are delivered again.
     fn recreate_if_disconnected(&mut self) {

@@ -1,6 +1,6 @@
 //! Keeps text that a model or a server wrote from controlling the terminal.
 
-/// Replaces all characters that could control the terminal by visible characters, and removes
+/// Replaces all characters that could control the terminal with visible characters, and removes
 /// carriage returns. Line feeds and tabs stay.
 pub(super) fn sanitize(text: &str) -> String {
     text.chars().filter_map(sanitize_char).collect()

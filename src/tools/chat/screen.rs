@@ -93,7 +93,7 @@ impl Screen {
         }
     }
 
-    /// Replaces the text of the current answer by a snapshot or by its complete text. If the new
+    /// Replaces the text of the current answer with a snapshot or with its complete text. If the new
     /// text begins with the text so far, only the added part is written; otherwise the answer
     /// starts again.
     pub(super) fn replace(&mut self, text: &str) -> io::Result<()> {

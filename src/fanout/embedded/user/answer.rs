@@ -133,7 +133,7 @@ impl UserState {
         self.attempt_response(number, &call.message, call.history.as_ref(), context)
     }
 
-    /// Replaces the answer in flight by an answer with this attempt number, the caller as owner and
+    /// Replaces the answer in flight with an answer with this attempt number, the caller as owner and
     /// no text.
     fn start_attempt(&mut self, number: u32, call: &BeginRequest, context: &StoreContext<'_>) {
         let message = &call.message.message_id;

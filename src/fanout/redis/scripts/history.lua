@@ -21,8 +21,9 @@ local function encode_turn(question, answer, status)
 end
 
 -- Writes the turn of a message. If the message has a turn, replaces its answer and status and keeps
--- its question; otherwise appends the turn as the newest turn. If the append is the only change to
--- the history, returns the version before the append and the time of the turn; otherwise nothing.
+-- its question; otherwise appends the turn as the newest turn. If it appends the turn and changes no
+-- other turn that a worker may have cached, returns the version before the append and the time of
+-- the turn; otherwise nothing.
 -- With `logged_us` (microseconds by the log's clock, from a relay), a turn that the server may have
 -- lost is inserted at this time, before turns that were stored later.
 local function put_turn(conversation, message, question, answer, status, logged_us)

@@ -115,7 +115,10 @@ fn rebuild_of_an_emptied_mailbox_repeats_no_frame() {
         epoch: Epoch::for_empty_mailbox("x"),
         offset: 0,
     };
-    assert_eq!(subscribers.reset_position(&client, &empty), position(5));
+    assert_eq!(
+        subscribers.skip_to_mailbox_end(&client, &empty),
+        position(5)
+    );
     subscribers.finish_read(&client, SequenceNumber::new("b", 0));
     subscribers.publish(with_new_counter(1, terminal(1, 4)));
     subscribers.publish(with_new_counter(2, terminal(2, 5)));
@@ -151,7 +154,7 @@ fn frame_received_before_the_user_moved_to_another_partition_is_not_repeated() {
     let start = subscribers.begin_read(&client);
     assert_eq!(start.after, Some(new_position(1)));
     assert_eq!(
-        subscribers.reset_position(&client, &position(2)),
+        subscribers.skip_to_mailbox_end(&client, &position(2)),
         position(6)
     );
     subscribers.finish_read(&client, SequenceNumber::new("b", 0));
