@@ -45,10 +45,10 @@ impl CachedContext {
         }
     }
 
-    /// Removes all turns if the newest turn is older than `max_idle_time`.
-    pub(super) fn clear_if_older_than(&mut self, max_idle_time: Duration, now_ms: i64) {
-        let max_idle_ms = i64::try_from(max_idle_time.as_millis()).unwrap_or(i64::MAX);
-        let oldest_ms = now_ms.saturating_sub(max_idle_ms);
+    /// Removes all turns if the newest turn is older than `max_newest_turn_age`.
+    pub(super) fn clear_if_older_than(&mut self, max_newest_turn_age: Duration, now_ms: i64) {
+        let max_age_ms = i64::try_from(max_newest_turn_age.as_millis()).unwrap_or(i64::MAX);
+        let oldest_ms = now_ms.saturating_sub(max_age_ms);
         if self.turns.last().is_some_and(|turn| turn.at_ms < oldest_ms) {
             self.turns.clear();
             self.is_cacheable = false;

@@ -145,7 +145,7 @@ impl Generator {
     ) -> Option<HistoryRequest> {
         self.uses_history().then(|| HistoryRequest {
             limit: self.context_turns(),
-            max_idle_time: self.settings.prompt.history_ttl,
+            max_newest_turn_age: self.settings.prompt.max_newest_turn_age,
             known_version: cached_context.map(|context| context.version.clone()),
         })
     }
@@ -174,9 +174,9 @@ impl Generator {
         // turns as a prompt may have messages, because each turn is at least one message.
         let mut limit = self.context_turns();
         loop {
-            let context = self
-                .fanout
-                .context(user, conversation, limit, settings.history_ttl);
+            let context =
+                self.fanout
+                    .context(user, conversation, limit, settings.max_newest_turn_age);
             let mut turns = context.await?;
             let is_complete = turns.len() < limit || limit > max_messages;
             turns.retain(|turn| turn.message_id != question.message_id);

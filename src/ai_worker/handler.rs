@@ -261,7 +261,7 @@ impl WorkerHandler {
             return self.keep(attempt, failed, "", Some(reason), slot).await;
         }
         if let Some(context) = &mut attempt.context {
-            context.clear_if_older_than(self.settings.prompt.history_ttl, now_ms);
+            context.clear_if_older_than(self.settings.prompt.max_newest_turn_age, now_ms);
         }
         let generated = self
             .generator

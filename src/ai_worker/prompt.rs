@@ -179,7 +179,7 @@ mod tests {
             context_window_tokens: 16_385,
             keep_history: true,
             history_max_messages: 20,
-            history_ttl: Duration::from_secs(3600),
+            max_newest_turn_age: Duration::from_secs(3600),
         }
     }
 

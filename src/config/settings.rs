@@ -329,7 +329,7 @@ pub struct PromptSettings {
     pub history_max_messages: usize,
     /// `CHAT_HISTORY_TTL`: time since a conversation's last turn after which the prompt contains no
     /// earlier turns.
-    pub history_ttl: Duration,
+    pub max_newest_turn_age: Duration,
 }
 
 /// Settings of the relay.

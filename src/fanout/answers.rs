@@ -43,13 +43,13 @@ pub trait Answers: Send + Sync + 'static {
 
     /// Returns the newest turns that belong to the model's context (all turns that have not
     /// failed), at most `limit`, oldest first. Returns no turns if the newest of these turns is
-    /// older than `max_idle_time`.
+    /// older than `max_newest_turn_age`.
     async fn context(
         &self,
         user: &UserId,
         conversation: &ConversationId,
         limit: usize,
-        max_idle_time: Duration,
+        max_newest_turn_age: Duration,
     ) -> Result<Vec<Turn>>;
 }
 
@@ -124,7 +124,7 @@ pub struct HistoryRequest {
     /// Maximum number of turns that are returned.
     pub limit: usize,
     /// Age of the newest turn above which no turns are returned.
-    pub max_idle_time: Duration,
+    pub max_newest_turn_age: Duration,
     /// Version of the turns that the worker has cached. Turns are returned only if the history's
     /// current version differs.
     pub known_version: Option<HistoryVersion>,

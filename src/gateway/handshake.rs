@@ -221,14 +221,14 @@ mod tests {
 
     #[test]
     fn correlation_id_that_could_break_a_log_line_is_replaced() {
-        let id_for = |value: &str| {
+        let correlation_id_for = |request_id: &str| {
             let mut headers = HeaderMap::new();
-            headers.insert("x-request-id", HeaderValue::from_str(value).unwrap());
+            headers.insert("x-request-id", HeaderValue::from_str(request_id).unwrap());
             correlation_id(&headers).to_string()
         };
-        assert_eq!(id_for("abc-1"), "abc-1");
+        assert_eq!(correlation_id_for("abc-1"), "abc-1");
         for unsafe_id in ["a b", "a\tb", "", &"x".repeat(129)] {
-            assert_ne!(id_for(unsafe_id), unsafe_id);
+            assert_ne!(correlation_id_for(unsafe_id), unsafe_id);
         }
     }
 

@@ -59,7 +59,7 @@ struct EndedTask {
     offset: i64,
     /// See [`Delivery::already_finished`].
     already_finished: bool,
-    record_bytes: usize,
+    record_size_bytes: usize,
     result: RecordResult,
 }
 
@@ -274,7 +274,7 @@ impl Driver {
                 lane,
                 offset: delivery.record.offset,
                 already_finished: delivery.already_finished,
-                record_bytes: delivery.record.size(),
+                record_size_bytes: delivery.record.size(),
                 result,
             }
         });
@@ -293,7 +293,7 @@ impl Driver {
     }
 
     fn on_task_ended(&mut self, ended: &EndedTask) {
-        self.backlog.remove((1, ended.record_bytes));
+        self.backlog.remove((1, ended.record_size_bytes));
         if let Some(count) = self.running_tasks.get_mut(&ended.partition) {
             *count = count.saturating_sub(1);
         }

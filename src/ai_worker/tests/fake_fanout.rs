@@ -269,14 +269,14 @@ impl Answers for FakeFanout {
         user: &UserId,
         conversation: &ConversationId,
         limit: usize,
-        max_idle_time: Duration,
+        max_newest_turn_age: Duration,
     ) -> Result<Vec<Turn>> {
         if self.is_context_unavailable() {
             return Err(FanoutError::Unavailable("test".into()));
         }
         let inner = self.inner();
         inner
-            .context(user, conversation, limit, max_idle_time)
+            .context(user, conversation, limit, max_newest_turn_age)
             .await
     }
 }

@@ -69,7 +69,7 @@ fn settings() -> WorkerSettings {
             context_window_tokens: 16_385,
             keep_history: true,
             history_max_messages: 20,
-            history_ttl: Duration::from_secs(3600),
+            max_newest_turn_age: Duration::from_secs(3600),
         },
         message_max_age: Duration::from_secs(12 * 3600),
         message_deadline: Duration::from_secs(300),

@@ -37,7 +37,7 @@ impl Config {
                 context_window_tokens: self.size(&keys::OPENAI_CONTEXT_TOKENS),
                 keep_history: self.bool(&keys::KEEP_HISTORY),
                 history_max_messages: self.size(&keys::CHAT_HISTORY_MAX_MESSAGES),
-                history_ttl: self.duration(&keys::CHAT_HISTORY_TTL),
+                max_newest_turn_age: self.duration(&keys::CHAT_HISTORY_TTL),
             },
             message_max_age: self.duration(&keys::MESSAGE_MAX_AGE),
             message_deadline: self.duration(&keys::MESSAGE_DEADLINE_MS),

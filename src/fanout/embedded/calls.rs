@@ -73,10 +73,10 @@ impl Answers for EmbeddedFanout {
         user: &UserId,
         conversation: &ConversationId,
         limit: usize,
-        max_idle_time: Duration,
+        max_newest_turn_age: Duration,
     ) -> Result<Vec<Turn>> {
         self.users.with_state(user, |state, context| {
-            state.context(conversation, limit, max_idle_time, context)
+            state.context(conversation, limit, max_newest_turn_age, context)
         })
     }
 }

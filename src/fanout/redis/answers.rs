@@ -110,7 +110,7 @@ impl Answers for RedisFanout {
             Value::from(frame::restarted(message)),
             millis(self.health.remaining_grace(LEASE)),
             number(history.map_or(0, |history| self.limit_turns(history.limit))),
-            millis(history.map_or(Duration::ZERO, |history| history.max_idle_time)),
+            millis(history.map_or(Duration::ZERO, |history| history.max_newest_turn_age)),
             text(known_version.map_or("", |version| &version.0)),
         ];
         let script = &self.scripts.begin;
@@ -196,12 +196,12 @@ impl Answers for RedisFanout {
         user: &UserId,
         conversation: &ConversationId,
         limit: usize,
-        max_idle_time: Duration,
+        max_newest_turn_age: Duration,
     ) -> Result<Vec<Turn>> {
         let args = vec![
             text(conversation.as_str()),
             number(self.limit_turns(limit)),
-            millis(max_idle_time),
+            millis(max_newest_turn_age),
         ];
         let reply = self.run_for(&self.scripts.context, user, args).await?;
         let mut turns = decode_turns(reply)?;

@@ -200,8 +200,8 @@ fn add_resent_message(pending: &mut PendingAnswers, message: &Message) {
 }
 
 /// Calls `admit`, with retries while the fan-out is unavailable, for at most half of
-/// `PRODUCE_TIMEOUT_MS`, so that half of the time remains for the append. If a new message is an
-/// interrupt, the earlier messages of its conversation are cancelled then.
+/// `PRODUCE_TIMEOUT_MS`, so that half of the time remains for the append. After the
+/// admission of a new interrupt, cancels the earlier messages of its conversation.
 async fn admit(
     gateway: Arc<Gateway>,
     message_ref: MessageRef,

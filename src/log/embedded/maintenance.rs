@@ -18,7 +18,8 @@ const MAX_REMOVAL_INTERVAL: Duration = Duration::from_secs(60);
 /// Maximum number of records that are removed in one batch. A batch of this size delays appends by
 /// about a millisecond.
 const REMOVAL_BATCH_RECORDS: usize = 128;
-/// Delay after a batch of each partition, so that the removal leaves the disk to appends.
+/// Delay after each round of removals, in which one batch was removed from every partition. It
+/// leaves the disk to appends.
 const REMOVAL_DELAY: Duration = Duration::from_millis(5);
 
 /// Controls the maintenance thread.

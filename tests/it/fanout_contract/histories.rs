@@ -324,7 +324,7 @@ async fn begin_with(
         cancelled_outcome: Case::new_outcome(message, "", TurnStatus::Cancelled).into(),
         history: Some(HistoryRequest {
             limit: 100,
-            max_idle_time: Duration::from_secs(3600),
+            max_newest_turn_age: Duration::from_secs(3600),
             known_version: known_version.cloned(),
         }),
     };

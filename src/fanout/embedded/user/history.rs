@@ -163,7 +163,12 @@ impl UserState {
         if request.known_version.as_ref() == Some(&version) {
             return Ok(HistoryResponse::Unchanged);
         }
-        let turns = self.context(conversation, request.limit, request.max_idle_time, context)?;
+        let turns = self.context(
+            conversation,
+            request.limit,
+            request.max_newest_turn_age,
+            context,
+        )?;
         Ok(HistoryResponse::Turns(version, turns))
     }
 
@@ -241,7 +246,7 @@ impl UserState {
         &self,
         conversation: &ConversationId,
         limit: usize,
-        max_idle_time: Duration,
+        max_newest_turn_age: Duration,
         context: &StoreContext<'_>,
     ) -> Result<Vec<Turn>> {
         let bounds = context.bounds;
@@ -255,7 +260,7 @@ impl UserState {
             for (_, value) in &page {
                 let turn = decode_turn(value)?;
                 let is_expired = context.is_expired(turn.at_ms, bounds.history_ttl)
-                    || turns.is_empty() && context.is_expired(turn.at_ms, max_idle_time);
+                    || turns.is_empty() && context.is_expired(turn.at_ms, max_newest_turn_age);
                 scanned += 1;
                 if is_expired || turns.len() >= limit || scanned > bounds.history_turns {
                     turns.reverse();

@@ -1,7 +1,7 @@
 -- Returns the newest turns that have not failed, at most `limit`, newest first, as a flat list of
 -- message, turn and time. Returns an empty list if the newest of these turns is older than
--- `max_idle_time` (ms).
-local function context(conversation, limit, max_idle_time)
+-- `max_newest_turn_age` (ms).
+local function context(conversation, limit, max_newest_turn_age)
   local turns_key, order_key = PREFIX .. 'h:' .. conversation, PREFIX .. 'ho:' .. conversation
   local unexpired = '(' .. int(now_us - HISTORY_TTL * 1000)
   local found, count, start = {}, 0, 0
@@ -13,7 +13,7 @@ local function context(conversation, limit, max_idle_time)
     end
     for i, turn in ipairs(load_turns(turns_key, page)) do
       if turn and string.byte(turn) ~= FAILED and count < limit then
-        if count == 0 and tonumber(page[2 * i]) < now_us - tonumber(max_idle_time) * 1000 then
+        if count == 0 and tonumber(page[2 * i]) < now_us - tonumber(max_newest_turn_age) * 1000 then
           return found
         end
         count = count + 1
