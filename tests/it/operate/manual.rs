@@ -51,7 +51,7 @@ fn every_alert_leads_to_its_chapter_and_every_chapter_has_its_alert() {
     assert_eq!(runbooks, alerts.len());
     for heading in manual
         .lines()
-        .filter_map(|line| line.strip_prefix("### ChatmeshProcess"))
+        .filter_map(|line| line.strip_prefix("### Chatmesh"))
     {
         assert!(
             alerts.contains(&format!("Chatmesh{heading}").as_str()),
