@@ -105,10 +105,10 @@ impl Session {
         loop {
             let connected_at = Instant::now();
             let disconnect = self.serve_connection().await;
-            self.close_socket().await;
             if connected_at.elapsed() >= STABLE_DURATION {
                 self.backoff.reset();
             }
+            self.close_socket().await;
             let reconnected = match disconnect {
                 Disconnect::Stop(reason) => Err(reason),
                 Disconnect::Reconnect { min_delay, reason } => {
@@ -239,9 +239,7 @@ impl Session {
         }
         loop {
             if self.is_close_requested {
-                let closed = timeout(SEND_TIMEOUT, self.socket.close(None)).await;
-                let is_sent = matches!(closed, Ok(Ok(())));
-                tracing::debug!(is_sent, "connection closed by the caller");
+                tracing::debug!("connection closed by the caller");
                 return Disconnect::Stop("it was closed".into());
             }
             let retry_at = self.questions.iter().filter_map(|q| q.retry_at).min();
@@ -277,15 +275,20 @@ impl Session {
     /// stopping waits for both, so the session does this before it waits for the next connection.
     async fn close_socket(&mut self) {
         let close = async {
-            // Sends a close frame, unless the server has sent its own: then the reply is queued
-            // already, and `close` fails.
+            // If the server has sent a close frame, `close` fails, because the reply is queued
+            // already.
             let _ = self.socket.close(None).await;
             let flushed = self.socket.flush().await;
             let shutdown = self.socket.get_mut().shutdown().await;
             tracing::trace!(?flushed, ?shutdown, "socket closed");
         };
+        let limit = if self.is_close_requested {
+            SEND_TIMEOUT
+        } else {
+            CLOSE_FRAME_TIMEOUT
+        };
         // An error or a timeout means that the connection is broken, so there is nothing to close.
-        let _ = timeout(CLOSE_FRAME_TIMEOUT, close).await;
+        let _ = timeout(limit, close).await;
     }
 
     /// Decides whether to reconnect after a connection that ended with this close code (`None`:

@@ -98,7 +98,7 @@ fn distribute_frame(
     };
     let delivery = delivery::deliver_published(&gateway.metrics, &sessions, channel, payload);
     if delivery.needs_read() {
-        gateway.registry.request_mailbox_read(sessions.clone());
+        gateway.registry.request_immediate_read(sessions.clone());
     }
     if let Some(message_id) = delivery.answered_message
         && gateway.settings.interop

@@ -24,8 +24,8 @@ use crate::protocol::sequence_number::SequenceNumber;
 /// [`sync_on_request`] has the same limit of its own.
 const MAX_CONCURRENT_READS: usize = 16;
 
-/// Maximum time from the start of one user's read to the start of the next user's read in the
-/// periodic loop.
+/// Maximum pause of the periodic loop before it starts the next user's read, and minimum of the
+/// loop's period.
 const MAX_READ_SPACING: Duration = Duration::from_millis(20);
 
 /// Time after a read within which every frame that was published before the read is received. A

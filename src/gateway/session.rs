@@ -10,7 +10,7 @@ use crate::protocol::trace_context::TraceContext;
 
 /// Maximum number of frames of one connection that are in progress at the same time; a message is
 /// in progress at least until the log has acknowledged it. At this number the socket is not read.
-pub(super) const MAX_UNACKNOWLEDGED: usize = 64;
+pub(super) const MAX_FRAMES_IN_PROGRESS: usize = 64;
 
 /// The protocol of a connection, with the properties that only `chatmesh.v1` connections have.
 #[derive(Debug, Clone)]

@@ -121,7 +121,7 @@ impl SessionRegistry {
 
     /// Requests an immediate mailbox read for a user. Called for the first frame that was deferred
     /// since the user's last pass began.
-    pub(super) fn request_mailbox_read(&self, sessions: Arc<UserSessions>) {
+    pub(super) fn request_immediate_read(&self, sessions: Arc<UserSessions>) {
         self.immediate_reads().push(sessions);
         self.immediate_read_requested.notify_one();
     }

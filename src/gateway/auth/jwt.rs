@@ -192,8 +192,6 @@ fn rejection_text(kind: &ErrorKind) -> &'static str {
             "`token` is signed with an algorithm that is not accepted here"
         }
         ErrorKind::MissingRequiredClaim(claim) => match claim.as_str() {
-            "exp" => "`token` has no expiry (`exp`)",
-            "sub" => "`token` has no user (`sub`)",
             "aud" => "`token` has no audience (`aud`)",
             "iss" => "`token` has no issuer (`iss`)",
             _ => "`token` lacks a required claim",

@@ -50,8 +50,8 @@ struct PendingAnswer {
     /// other message may have reached the client through another gateway before Redis lost its
     /// data.
     must_send: bool,
-    /// Whether this gateway admitted the message. Messages that it admitted are in the order of
-    /// `added_at`. The place of a message that another gateway admitted is unknown.
+    /// Whether the message was added when this gateway admitted it, so that `added_at` orders it
+    /// among the other messages of this kind. The place of any other message is unknown.
     is_ordered: bool,
     /// Whether a mailbox read returned the terminal frame of a later message, and had not returned
     /// the terminal frame of this message before. No other frame waits for this message then.
@@ -115,7 +115,7 @@ impl PendingAnswers {
 
     /// Adds a message that this gateway admitted, after all other messages that it admitted.
     /// Whether the message reaches the log is not known yet.
-    pub(in crate::gateway) fn add_admitted_here(
+    pub(in crate::gateway) fn add_ordered(
         &mut self,
         id: MessageId,
         correlation_id: Arc<str>,
@@ -126,7 +126,7 @@ impl PendingAnswers {
 
     /// Adds a message that another gateway admitted, or that was admitted before it was sent again.
     /// Its place among the messages that this gateway admitted is unknown.
-    pub(in crate::gateway) fn add_admitted_elsewhere(
+    pub(in crate::gateway) fn add_unordered(
         &mut self,
         id: MessageId,
         correlation_id: Arc<str>,
@@ -267,7 +267,7 @@ mod tests {
         let mut added_at = Instant::now();
         for text in ids {
             let conversation = Some(ConversationId::default_conversation());
-            pending.add_admitted_here(id(text), "c".into(), conversation);
+            pending.add_ordered(id(text), "c".into(), conversation);
             // The times are set explicitly, because a clock with a coarse resolution would return
             // the same time twice.
             added_at += Duration::from_millis(1);
@@ -280,7 +280,7 @@ mod tests {
     fn number_of_pending_answers_is_bounded() {
         let mut pending = PendingAnswers::default();
         for number in 0..2 * MAX_PENDING {
-            pending.add_admitted_here(id(&number.to_string()), "c".into(), None);
+            pending.add_ordered(id(&number.to_string()), "c".into(), None);
         }
         assert_eq!(pending.messages.len(), MAX_PENDING);
     }
@@ -310,7 +310,7 @@ mod tests {
     fn answer_is_out_of_order_while_the_place_of_another_message_is_unknown() {
         let mut pending = admitted_in_order(&["m2"]);
         let default = ConversationId::default_conversation();
-        pending.add_admitted_elsewhere(id("m1"), "c".into(), Some(default.clone()));
+        pending.add_unordered(id("m1"), "c".into(), Some(default.clone()));
         assert!(pending.is_out_of_order(&id("m1"), &default));
         assert!(
             pending.is_out_of_order(&id("m2"), &default),

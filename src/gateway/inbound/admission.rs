@@ -74,7 +74,7 @@ impl Inbound {
                 self.reject_over_limit(limit, &message);
             }
             Some(AdmissionDecision::New) => {
-                self.sessions.state().pending.add_admitted_here(
+                self.sessions.state().pending.add_ordered(
                     message.id.clone(),
                     message.correlation_id.clone(),
                     Some(message.conversation.clone()),
@@ -192,7 +192,7 @@ impl Inbound {
 /// Adds a message that its client has sent again and that was admitted before. Its place among the
 /// messages that this gateway admitted is unknown.
 fn add_resent_message(pending: &mut PendingAnswers, message: &Message) {
-    pending.add_admitted_elsewhere(
+    pending.add_unordered(
         message.id.clone(),
         message.correlation_id.clone(),
         Some(message.conversation.clone()),

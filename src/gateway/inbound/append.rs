@@ -171,8 +171,8 @@ impl Inbound {
             Client::V1(client) => (1, Some(&*client.connection_id)),
         };
         let has_other_gateway = message.live_subscribers > own_subscriptions as u64;
-        let has_other_connection = self.sessions.state().subscribers.len() > own_subscriptions;
-        if !has_other_gateway && !has_other_connection {
+        let has_other_connection = || self.sessions.state().subscribers.len() > own_subscriptions;
+        if !has_other_gateway && !has_other_connection() {
             return;
         }
         let message_ref = self.message_ref(message);

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use super::client::Client;
 use super::context::Gateway;
 use super::encoder::Rejection;
-use super::session::{MAX_UNACKNOWLEDGED, Session};
+use super::session::{MAX_FRAMES_IN_PROGRESS, Session};
 use super::sessions::UserSessions;
 use super::v1::requests::CancelRequest;
 use crate::fanout::MessageRef;
@@ -86,7 +86,7 @@ impl InProgress {
 
     fn has_room(&self) -> bool {
         let count = self.admissions.len() + self.steps.len();
-        self.barrier.is_none() && count < MAX_UNACKNOWLEDGED
+        self.barrier.is_none() && count < MAX_FRAMES_IN_PROGRESS
     }
 }
 

@@ -136,7 +136,7 @@ impl UserState {
     pub(super) fn add_pending(&mut self, id: &MessageId, conversation: Option<&ConversationId>) {
         if !self.pending.contains(id) && !self.duplicates.contains_message(id.as_str()) {
             self.pending
-                .add_admitted_elsewhere(id.clone(), "".into(), conversation.cloned());
+                .add_unordered(id.clone(), "".into(), conversation.cloned());
         }
     }
 

@@ -84,7 +84,7 @@ fn frame_published_after_a_deferred_frame_is_deferred() {
     let mut state = with_classic_client();
     // m2 is admitted by this gateway. m1 is admitted by another gateway and not pending here,
     // because Redis has lost it.
-    state.pending.add_admitted_here(
+    state.pending.add_ordered(
         message_id("m2"),
         "c-2".into(),
         Some(ConversationId::default_conversation()),
@@ -116,7 +116,7 @@ fn rebuilt_frame_is_delivered_only_where_its_message_was_admitted_or_published_h
     state.add_pending(&elsewhere, conversation.as_ref());
     state
         .pending
-        .add_admitted_here(admitted, "c".into(), conversation);
+        .add_ordered(admitted, "c".into(), conversation);
     let delivered = deliver(&mut state, "published", 9, FrameSource::Published);
     assert!(!delivered, "out of order");
     for (id, offset, expected) in [
@@ -137,7 +137,7 @@ fn rebuilt_frame_is_delivered_only_where_its_message_was_admitted_or_published_h
 fn frame_published_by_a_rewind_waits_for_missing_earlier_frames() {
     let mut state = with_classic_client();
     for id in ["m1", "m2"] {
-        state.pending.add_admitted_here(
+        state.pending.add_ordered(
             message_id(id),
             id.into(),
             Some(ConversationId::default_conversation()),
@@ -169,9 +169,7 @@ fn pending_answer_is_delivered_once_whatever_its_position() {
     let mut state = UserState::default();
     state.set_mailbox_start(&position(10));
     let id = message_id("m");
-    state
-        .pending
-        .add_admitted_here(id.clone(), "c-1".into(), None);
+    state.pending.add_ordered(id.clone(), "c-1".into(), None);
     assert!(!deliver(&mut state, "other", 4, FrameSource::Rebuilt));
     assert!(!deliver(&mut state, "other", 4, FrameSource::Published));
     assert!(deliver(&mut state, "m", 5, FrameSource::Rebuilt));

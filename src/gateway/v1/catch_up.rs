@@ -15,7 +15,7 @@ use crate::backoff::Backoff;
 use crate::fanout::{FanoutError, ReadRequest, UserView};
 use crate::gateway::context::Gateway;
 use crate::gateway::encoder::Encoder as _;
-use crate::gateway::session::MAX_UNACKNOWLEDGED;
+use crate::gateway::session::MAX_FRAMES_IN_PROGRESS;
 use crate::gateway::sessions::UserSessions;
 use crate::protocol::close::CloseReason;
 use crate::protocol::position::Position;
@@ -205,8 +205,8 @@ fn encode_welcome(
             max_content_chars: settings.max_content_chars as u64,
             max_frame_bytes: settings.max_frame_bytes as u64,
             max_pending: match settings.max_pending {
-                0 => MAX_UNACKNOWLEDGED as u64,
-                most => most.min(MAX_UNACKNOWLEDGED) as u64,
+                0 => MAX_FRAMES_IN_PROGRESS as u64,
+                most => most.min(MAX_FRAMES_IN_PROGRESS) as u64,
             },
         },
     }

@@ -11,8 +11,7 @@ use crate::client::State;
 /// connect that fails for the same reason.
 pub(super) struct ConnectionNotices {
     state: watch::Receiver<State>,
-    /// Why there is no connection, as the last notice said. `None` while there is a
-    /// connection.
+    /// Why there is no connection, as the last notice said. `None` while there is a connection.
     shown_reason: Option<String>,
 }
 
@@ -24,7 +23,7 @@ impl ConnectionNotices {
         }
     }
 
-    /// Waits until there is a notice to show, and returns it. This method is cancel-safe.
+    /// Waits until there is a notice to show, and returns it. Cancel-safe.
     pub(super) async fn next(&mut self) -> String {
         loop {
             if self.state.changed().await.is_err() {

@@ -24,8 +24,8 @@ use crate::log::{Log as _, LogBrowser};
 use crate::store::{self, InstanceInfo, OpenError, Store};
 use crate::tools::print;
 
-/// Error for a request that the server rejected with a status 4xx and would reject again if it were
-/// repeated.
+/// Error for a request that the server rejected as invalid (status 400), and would reject again if
+/// it were repeated.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct RejectedRequest(String);
@@ -321,10 +321,11 @@ impl HttpClient {
             StatusCode::NOT_FOUND => Ok(None),
             status => {
                 let reason = body["message"].as_str().unwrap_or("no reason given");
-                if status.is_client_error() {
-                    return Err(RejectedRequest(reason.to_owned()).into());
+                let text = format!("{} answered {status}: {reason}", self.base_url);
+                if status == StatusCode::BAD_REQUEST {
+                    return Err(RejectedRequest(text).into());
                 }
-                bail!("{} answered {status}: {reason}", self.base_url)
+                bail!(text)
             }
         }
     }

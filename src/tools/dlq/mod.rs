@@ -193,12 +193,14 @@ async fn settle(
             Err(error) => {
                 bar.abandon();
                 print_results(&results, selection.json)?;
-                if error.is::<RejectedRequest>() {
-                    return Err(error);
-                }
+                let advice = if error.is::<RejectedRequest>() {
+                    ""
+                } else {
+                    "; repeat the command"
+                };
                 let remaining = targets.len() - results.len();
                 return Err(error.context(format!(
-                    "{remaining} dead letters are not settled yet; repeat the command"
+                    "{remaining} dead letters are not settled yet{advice}"
                 )));
             }
         }
