@@ -21,11 +21,11 @@ const TOKEN_MARGIN_MS = 10_000;
 const DEFAULT_HEARTBEAT_MS = 25_000;
 
 const MAX_TOKEN_REJECTIONS = 5;
-/** Maximum of resends of one message after `unavailable`. */
+/** Maximum number of resends of one message after `unavailable`. */
 const MAX_RESENDS = 5;
-/** Maximum of messages without an outcome. */
+/** Maximum number of messages without an outcome. */
 const MAX_PENDING = 256;
-/** Maximum of remembered ids of ended messages. Late frames of these messages are ignored. */
+/** Maximum number of remembered ids of ended messages. Late frames of these messages are ignored. */
 const MAX_ENDED_IDS = 512;
 
 const USER_ID = /^[A-Za-z0-9._:@|+-]{1,128}$/;

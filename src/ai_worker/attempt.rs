@@ -45,8 +45,9 @@ pub(super) struct Attempt<'a> {
     /// Earlier turns of the conversation; `None` where they must be read from the fan-out.
     pub(super) context: Option<CachedContext>,
     /// The outcome to store if the user has cancelled the message. If the fan-out loses its data
-    /// during the attempt, the live writer calls `begin` again, and passes a copy of this outcome that
-    /// contains the text generated so far. `begin` stores the copy only if the message was cancelled.
+    /// during the attempt, the live writer calls `begin` again, and passes a copy of this outcome
+    /// that contains the text generated so far. `begin` stores the copy only if the message was
+    /// cancelled.
     pub(super) cancelled_outcome: LazyOutcome,
     /// Number of the attempt, from 1. The number grows when the fan-out loses its data during the
     /// attempt, because the live writer then begins another attempt.

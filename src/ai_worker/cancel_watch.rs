@@ -181,7 +181,8 @@ impl Shared {
     }
 
     /// Handles a frame from the user's cancel channel: makes the answer to the message in the frame
-    /// check its cancel mark now. If the frame can't be decoded, all answers of the user check theirs.
+    /// check its cancel mark now. If the frame can't be decoded, all answers of the user check
+    /// theirs.
     fn wake_message(&self, user: &UserId, payload: &Bytes) {
         let Ok(frame) = serde_json::from_slice::<CancelFrame>(payload) else {
             // A newer version may have written the frame. All answers of the user check the mark,

@@ -73,8 +73,8 @@ impl Generator {
             .as_ref()
             .map_or(1, |model| model.max_attempts);
         // The counters exist from the start, so that a rate over them includes the first increment.
-        for attempt in 2..=max_calls {
-            ProviderMetrics::retries(attempt).increment(0);
+        for call_number in 2..=max_calls {
+            ProviderMetrics::retries(call_number).increment(0);
         }
         Self {
             cancel_subscriptions: CancelSubscriptions::start(Arc::clone(&fanout) as _),

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 
 use super::error::Problem;
 use super::keys::{self, Key};
-use super::layers::DEFAULT_SOURCE;
 use super::settings::{AuthMode, Network, TokenEndpoint};
 use super::{Config, Role};
 
@@ -79,13 +78,13 @@ impl Contradictions<'_> {
         });
     }
 
-    /// The sources of the `keys` that a file, variable or flag sets, as one text.
+    /// The sources of the `keys` that a file, variable or flag sets, as one text. If none of the
+    /// keys is set, the text says so.
     fn explicit_sources(&self, keys: &[&Key]) -> String {
         let sources: Vec<String> = keys
             .iter()
-            .map(|key| (key.name, self.config.source(key)))
-            .filter(|(_, source)| *source != DEFAULT_SOURCE)
-            .map(|(name, source)| format!("{name}: {source}"))
+            .filter(|key| self.config.is_explicit(key))
+            .map(|key| format!("{}: {}", key.name, self.config.source(key)))
             .collect();
         if sources.is_empty() {
             return "all have their defaults".to_owned();

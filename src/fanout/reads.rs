@@ -48,8 +48,8 @@ pub struct UserView {
     /// published.
     pub number: SequenceNumber,
     /// The mailbox's end: the position of the last terminal record that reached the mailbox, even
-    /// if its frame was trimmed or forgotten, or its message had been delivered before. For a mailbox that no record has reached, a
-    /// position that stays valid until the first trimming.
+    /// if its frame was trimmed or forgotten, or its message had been delivered before. For a
+    /// mailbox that no record has reached, a position that stays valid until the first trimming.
     pub end: Position,
     /// Whether the mailbox has every frame after the position `after`. False if `after` is `None`.
     pub recovered: bool,

@@ -116,8 +116,8 @@ pub trait Consumer: Send {
     fn resume(&mut self);
 
     /// Continues the delivery of an assigned partition's records at `offset`. Once the seek has
-    /// returned, no record is delivered that was fetched before the call. Does not change the committed
-    /// offset.
+    /// returned, no record is delivered that was fetched before the call. Does not change the
+    /// committed offset.
     async fn seek(&mut self, partition: i32, offset: i64) -> Result<(), LogError>;
 
     /// Commits the stored offsets and leaves the group, so that other members take over at once.

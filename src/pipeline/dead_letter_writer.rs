@@ -51,7 +51,7 @@ impl DeadLetterWriter {
             message_id = record.header_text("message_id"),
             correlation_id = record.header_text("correlation_id"),
             reason,
-            deliveries = attempts,
+            tries = attempts,
             dead_letter_topic = %self.topic,
             "record written to the dead-letter topic; inspect it with `chatmesh dlq list`"
         );

@@ -211,8 +211,9 @@ impl Rewinder {
         });
     }
 
-    /// Logs one summary when the last rewind is complete and reported. Does nothing if no partition
-    /// was being rewound, or if one still is.
+    /// Logs one summary when the last rewind is complete and reported: at debug level if no record
+    /// was read again, otherwise at info level. Does nothing if no partition was being rewound, or
+    /// if one still is.
     pub(super) fn log_if_all_complete<'a>(
         &mut self,
         mut partitions: impl ExactSizeIterator<Item = &'a Partition>,

@@ -150,8 +150,8 @@ impl<'a> PublishedFrame<'a> {
 }
 
 /// The terminal frame that a gateway makes for a forgotten message (its conversation was deleted)
-/// when a client still waits for the answer: an `error` with the code `cancelled` and no content, in
-/// the form in which a relay publishes it.
+/// when a client still waits for the answer: an `error` with the code `cancelled` and no content,
+/// in the form in which a relay publishes it.
 pub fn forgotten_message_frame(message_id: &MessageId, correlation_id: &str) -> String {
     #[derive(Serialize)]
     struct ForgottenFrame<'a> {

@@ -126,9 +126,9 @@ impl DurableStore {
             dir: dir.to_owned(),
             reason,
         };
-        let tables = directory.engine_dir();
-        let engine = Engine::open(&tables).map_err(|error| match error {
-            fjall::Error::JournalRecovery(damage) => match journal::repair_advice(&tables) {
+        let engine_dir = directory.engine_dir();
+        let engine = Engine::open(&engine_dir).map_err(|error| match error {
+            fjall::Error::JournalRecovery(damage) => match journal::repair_advice(&engine_dir) {
                 Ok(advice) => OpenError::Damaged {
                     dir: dir.to_owned(),
                     damage: format!("{damage:?}"),

@@ -29,11 +29,11 @@ pub(super) fn find_newest(engine_dir: &Path) -> io::Result<Option<(u64, PathBuf)
 /// What an operator can do about the newest journal after the engine has refused it as damaged.
 ///
 /// A disk that loses power in the middle of a sync may have written a sector but not the sector
-/// before it. That earlier sector reads as the zeros with which the file was allocated. Everything behind
-/// such a hole belonged to that sync, so none of it was reported as durable. The engine drops a
-/// last batch that is truncated, but refuses a batch with a hole. The file does not show whether
-/// the cause was a power cut or a damaged disk, which may have erased data that was acknowledged
-/// long ago. An operator has to decide that.
+/// before it. That earlier sector reads as the zeros with which the file was allocated. Everything
+/// behind such a hole belonged to that sync, so none of it was reported as durable. The engine
+/// drops a last batch that is truncated, but refuses a batch with a hole. The file does not show
+/// whether the cause was a power cut or a damaged disk, which may have erased data that was
+/// acknowledged long ago. An operator has to decide that.
 ///
 /// # Errors
 /// Fails if the journal cannot be read.

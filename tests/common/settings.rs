@@ -1,6 +1,6 @@
 //! Settings for tests. A test sets the fields that matter to it and uses the values of these
-//! functions for the others (`..gateway_settings()`). The unit tests of the library, both
-//! integration test binaries and the benchmarks include this file.
+//! functions for the others (`..gateway_settings()`). Both integration test binaries include
+//! this file.
 #![allow(dead_code, reason = "no crate uses all of the helpers")]
 
 use std::time::Duration;

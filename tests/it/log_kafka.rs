@@ -272,11 +272,10 @@ async fn consumer_that_stops_polling_is_revoked_and_rejoins() {
     assert_eq!(partitions.len(), 2);
     let assignments = next_assignments(&mut consumer).await;
     assert_eq!(assignments.len(), 2);
-    let mut commits = assignments
-        .iter()
-        .map(|assignment| assignment.committed_offset);
     assert!(
-        commits.all(|offset| offset.is_none()),
+        assignments
+            .iter()
+            .all(|assignment| assignment.committed_offset.is_none()),
         "an offset stored after the revocation was committed: {assignments:?}"
     );
     append(&log, &topic, record("k", "again")).await;

@@ -2,15 +2,15 @@
 
 import { storage } from './dom.js';
 
-/** Maximum of stored titles. */
+/** Maximum number of stored titles. */
 const MAX_TITLES = 200;
-/** Maximum of listed conversations. */
+/** Maximum number of listed conversations. */
 const MAX_LISTED = 400;
-/** Maximum of unsent messages that are stored so that the user can resend them. */
+/** Maximum number of unsent messages that are stored so that the user can resend them. */
 const MAX_UNSENT = 50;
-/** Maximum of turns in one page of the history. */
+/** Maximum number of turns in one page of the history. */
 const PAGE_SIZE = 50;
-/** Maximum of conversations whose titles are fetched after one refresh. */
+/** Maximum number of conversations whose titles are fetched after one refresh. */
 const MAX_TITLE_REQUESTS = 50;
 
 function newConversationId() {

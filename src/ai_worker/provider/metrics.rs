@@ -111,7 +111,7 @@ impl ProviderMetrics {
 
     /// Returns the counter of retries for calls with this number within their message. The first
     /// retry is call 2.
-    pub(crate) fn retries(attempt: u32) -> Counter {
-        RETRIES.counter(&[&attempt.to_string()])
+    pub(crate) fn retries(call_number: u32) -> Counter {
+        RETRIES.counter(&[&call_number.to_string()])
     }
 }

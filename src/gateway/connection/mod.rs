@@ -33,8 +33,8 @@ const UPGRADE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time within which a client must complete its part of the closing handshake.
 const CLOSING_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Room in bytes of the library's write buffer, beyond twice the outbound queue's limit, for a frame
-/// that exceeds the limit: an empty queue accepts a frame of any size.
+/// Room in bytes of the library's write buffer, beyond twice the outbound queue's limit, for a
+/// frame that exceeds the limit: an empty queue accepts a frame of any size.
 const OVERSIZED_FRAME_BYTES: usize = 8 << 20;
 
 /// Maximum number of reads, of up to 256 bytes each, that are discarded at the end of a connection.

@@ -92,8 +92,8 @@ impl Partition {
         self.visible_end.load(Ordering::Acquire)
     }
 
-    /// Makes a record visible to readers at once. The caller must have committed it to the store, and
-    /// must publish records in the order of their offsets.
+    /// Makes a record visible to readers at once. The caller must have committed it to the store,
+    /// and must publish records in the order of their offsets.
     pub(super) fn publish(&self, record: Record) {
         let next = record.offset + 1;
         let mut cache = self.cache.lock();

@@ -32,8 +32,9 @@ const MAX_BACKLOG_BYTES: usize = 64 * 1024 * 1024;
 /// Estimated memory in bytes that a record in a backlog occupies beside its contents.
 const BACKLOG_ENTRY_OVERHEAD_BYTES: usize = 256;
 
-/// Maximum delay until the records left in a backlog are tried again. A delivery report wakes the backlog's task
-/// earlier, but librdkafka frees the room of a batch only after the batch's last report.
+/// Maximum delay until the records left in a backlog are tried again. A delivery report wakes the
+/// backlog's task earlier, but librdkafka frees the room of a batch only after the batch's last
+/// report.
 const BACKLOG_RETRY_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Time limit of one metadata request for a missing topic.
@@ -317,8 +318,8 @@ async fn drain_backlog(shared: Arc<Shared>, topic: String) {
             SendBacklogResult::QueueFull => is_topic_missing = false,
             SendBacklogResult::TopicMissing => is_topic_missing = true,
         }
-        // The records that librdkafka has not accepted yet are tried again once an append has ended,
-        // or after the interval.
+        // The records that librdkafka has not accepted yet are tried again once an append has
+        // ended, or after the interval.
         let _ = timeout(BACKLOG_RETRY_INTERVAL, decreased).await;
     }
 }

@@ -11,8 +11,9 @@ use super::broker_watchdog::STATISTICS_INTERVAL_MS;
 use crate::config::settings::KafkaSettings;
 use crate::log::LogError;
 
-/// Names of the properties that `KAFKA_PROPERTIES` must not contain, each with the reason.
-const RESERVED_PROPERTIES: &[(&str, &str)] = &[
+/// Properties of consumers that the log sets itself, so `KAFKA_PROPERTIES` must not contain them;
+/// each with the reason. The configuration refuses further properties before.
+const CONSUMER_PROPERTIES: &[(&str, &str)] = &[
     ("group.id", "each role has its own consumer group"),
     (
         "enable.auto.commit",
@@ -47,7 +48,7 @@ impl Properties {
     /// only when a client is created.
     pub(super) fn new(settings: &KafkaSettings) -> Result<Self, LogError> {
         for (name, value) in &settings.properties {
-            if let Some((_, reason)) = RESERVED_PROPERTIES
+            if let Some((_, reason)) = CONSUMER_PROPERTIES
                 .iter()
                 .find(|(reserved, _)| reserved == name)
             {

@@ -72,6 +72,7 @@ pub struct TurnEntry {
     pub timestamp: String,
 }
 
+// Other programs may use the schema under its first name, `TurnEnd`.
 /// How a turn ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "TurnEnd")]

@@ -157,7 +157,8 @@ pub struct Limits {
 
 /// The log has acknowledged the message, so the message will get exactly one terminal frame. The
 /// connection that sent the message gets this frame, and so do the user's other `chatmesh.v1`
-/// connections, unless the message has ended before.
+/// connections, if one of them existed when the gateway took the message on, and the message has
+/// not ended before.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "V1Accepted")]
 pub struct Accepted {
@@ -380,8 +381,8 @@ pub enum CancelOutcome {
     Cancelling,
     /// The message has ended already, or its conversation was deleted.
     AlreadyDone,
-    /// The server does not have the message. If the message arrives within `DEDUP_TTL`, it ends as
-    /// `cancelled`.
+    /// As far as the server knows, the message is neither pending nor ended. If the message arrives
+    /// within `DEDUP_TTL`, it ends as `cancelled`.
     Unknown,
 }
 

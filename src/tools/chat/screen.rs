@@ -93,8 +93,8 @@ impl Screen {
         }
     }
 
-    /// Replaces the text of the current answer with a snapshot or with its complete text. If the new
-    /// text begins with the text so far, only the added part is written; otherwise the answer
+    /// Replaces the text of the current answer with a snapshot or with its complete text. If the
+    /// new text begins with the text so far, only the added part is written; otherwise the answer
     /// starts again.
     pub(super) fn replace(&mut self, text: &str) -> io::Result<()> {
         if let Some(added) = text.strip_prefix(self.answer.as_str()) {

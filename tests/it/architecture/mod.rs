@@ -35,7 +35,7 @@ const BESIDE_LAYERS: &[(&str, &[&str])] = &[
     ("backoff", &[]),
 ];
 
-/// Maximum of lines of code in a file, without comments and blank lines.
+/// Maximum number of lines of code in a file, without comments and blank lines.
 const MAX_FILE_LINES: usize = 500;
 
 /// Files that may be longer. `chatmesh.js` is a single file by contract: users copy it alone, pages
@@ -43,7 +43,7 @@ const MAX_FILE_LINES: usize = 500;
 /// gateways are updated one after the other.
 const LONG_FILES: &[&str] = &["web/chatmesh.js"];
 
-/// Maximum of lines in a function, without comments and blank lines.
+/// Maximum number of lines in a function, without comments and blank lines.
 const MAX_FUNCTION_LINES: usize = 80;
 
 fn modules() -> BTreeMap<ModulePath, Module> {

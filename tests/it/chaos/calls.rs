@@ -165,7 +165,7 @@ pub(super) fn check_model_calls(
                 })
         });
         let after_lost_outcome = calls.iter().filter(|call| {
-            let is_between_outcome_and_call = |fault: &&CostlyFault, delay_ms: i64| {
+            let is_between_outcome_and_call = |fault: &CostlyFault, delay_ms: i64| {
                 clock.to_ms(fault.until) + delay_ms >= ended_ms
                     && clock.to_ms(fault.from) <= call.received_ms
             };
@@ -173,18 +173,19 @@ pub(super) fn check_model_calls(
                 .iter()
                 .filter(|fault| fault.cost == FaultCost::Redis);
             let was_reassigned = |data_loss: &CostlyFault| {
-                let reassigns = |fault: &&CostlyFault| {
+                let reassigns = |fault: &CostlyFault| {
                     matches!(fault.cost, FaultCost::Worker | FaultCost::Reassignment)
                         && fault.workers.iter().any(|name| name.starts_with("worker"))
                 };
-                let is_simultaneous = |fault: &&CostlyFault| {
+                let is_simultaneous = |fault: &CostlyFault| {
                     let distance_ms = clock.to_ms(fault.from) - clock.to_ms(data_loss.from);
                     distance_ms.abs() <= SIMULTANEOUS_MS
                 };
-                let reassignments = costly_faults.iter().filter(reassigns);
-                reassignments
-                    .filter(is_simultaneous)
-                    .any(|fault| is_between_outcome_and_call(&fault, MAX_REASSIGNMENT_DELAY_MS))
+                costly_faults.iter().any(|fault| {
+                    reassigns(fault)
+                        && is_simultaneous(fault)
+                        && is_between_outcome_and_call(fault, MAX_REASSIGNMENT_DELAY_MS)
+                })
             };
             // A client that does not know the outcome yet may send its message again. The second
             // record may wait in its lane behind the first one and be read after the outcome is
@@ -192,10 +193,10 @@ pub(super) fn check_model_calls(
             let question_times = question_times.get(&id).into_iter().flatten();
             let earlier_records = question_times.filter(|ms| **ms <= call.received_ms);
             let was_resent = earlier_records.count() > 1;
-            let was_read_again = |data_loss: &CostlyFault| was_resent || was_reassigned(data_loss);
             call.received_ms > ended_ms
                 && data_losses.any(|data_loss| {
-                    is_between_outcome_and_call(&data_loss, 0) && was_read_again(data_loss)
+                    is_between_outcome_and_call(data_loss, 0)
+                        && (was_resent || was_reassigned(data_loss))
                 })
         });
         let (additional, after_model_fault) = (calls.len() - 1, after_model_fault.count());

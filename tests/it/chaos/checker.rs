@@ -290,12 +290,8 @@ impl Checker {
             }
         }
         for turn in conversations.iter().flatten() {
-            let message_of_question = turn
-                .question
-                .as_ref()
-                .map(|text| self.message_by_question.get(text));
-            if message_of_question
-                .is_some_and(|message_of_question| message_of_question != Some(&turn.message_id))
+            if let Some(question) = &turn.question
+                && self.message_by_question.get(question) != Some(&turn.message_id)
             {
                 let violation =
                     format!("{user}: a turn has the question of another message (I5): {turn:?}");

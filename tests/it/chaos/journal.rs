@@ -111,18 +111,18 @@ impl Journal {
                 continue;
             }
             let timelines = self.timelines();
-            let overdue = |timeline: &MessageTimeline| {
-                let is_overdue = if timeline.has_long_answer {
-                    now > timeline.sent_at + LONG_ANSWER_LIMIT
+            let is_overdue = |timeline: &MessageTimeline| {
+                let end = if timeline.has_long_answer {
+                    timeline.sent_at + LONG_ANSWER_LIMIT
                 } else {
-                    now > deadline
+                    deadline
                 };
-                timeline.sent_at <= until && is_overdue
+                timeline.sent_at <= until && now > end
             };
             let overdue_messages = timelines
                 .open
                 .iter()
-                .filter(|(_, timeline)| overdue(timeline));
+                .filter(|(_, timeline)| is_overdue(timeline));
             let overdue_messages: Vec<_> = overdue_messages
                 .map(|(id, timeline)| (id.clone(), timeline.clone()))
                 .collect();

@@ -71,7 +71,7 @@ async fn unanswered_message_is_answered_after_kill_and_restart() {
     let model = ScriptedModel::start().await;
     model.queue_answer("before", Script::complete("early"));
     model.queue_answer("unanswered", Script::new().token("half an ans").hang());
-    // The second answer is so slow that the client, which can not resume, reconnects before it.
+    // The second answer is so slow that the client, which cannot resume, reconnects before it.
     let delayed_answer = Script::complete("whole answer").initial_delay(Duration::from_secs(4));
     model.queue_answer("unanswered", delayed_answer);
     let spec = with_model(ProcessSpec::durable(), &model);

@@ -116,7 +116,7 @@ async fn message_accepted_by_a_killed_gateway_is_delivered_once() {
     let _worker = stack.worker("worker_1").start().await;
     let _relay = stack.relay("relay_1").start().await;
 
-    // A classic client can not resume, so the test counts deliveries on the channels that the
+    // A classic client cannot resume, so the test counts deliveries on the channels that the
     // gateways read.
     let mut listeners = Vec::new();
     let mut clients = Vec::new();

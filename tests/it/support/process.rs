@@ -142,11 +142,6 @@ impl ProcessSpec {
         self
     }
 
-    pub(crate) fn without_env(mut self, name: &str) -> Self {
-        self.env.retain(|(existing, _)| existing != name);
-        self
-    }
-
     /// Limits the number of file descriptors (`ulimit -n`).
     pub(crate) fn max_descriptors(mut self, limit: u32) -> Self {
         self.max_descriptors = Some(limit);

@@ -198,18 +198,4 @@ impl TestSystem {
             None => stack.redis.restart().await,
         }
     }
-
-    pub(crate) fn pause_redis(&self) {
-        match &self.stack().cluster {
-            Some(cluster) => cluster.pause(),
-            None => self.stack().redis.pause(),
-        }
-    }
-
-    pub(crate) fn resume_redis(&self) {
-        match &self.stack().cluster {
-            Some(cluster) => cluster.resume(),
-            None => self.stack().redis.resume(),
-        }
-    }
 }

@@ -133,8 +133,8 @@ impl UserState {
         self.attempt_response(number, &call.message, call.history.as_ref(), context)
     }
 
-    /// Replaces the answer in flight with an answer with this attempt number, the caller as owner and
-    /// no text.
+    /// Replaces the answer in flight with an answer with this attempt number, the caller as owner
+    /// and no text.
     fn start_attempt(&mut self, number: u32, call: &BeginRequest, context: &StoreContext<'_>) {
         let message = &call.message.message_id;
         let previous = self.in_flight.remove(message);
@@ -202,9 +202,9 @@ impl UserState {
                 answer.is_owned_by(&call.owner, call.attempt),
             )
         });
-        // For an answer in flight, `has_outcome` shows whether an outcome is stored: `store_outcome`
-        // sets it, and `deliver` and `forget` remove the answer from `in_flight`. So the store has to
-        // be read only for an answer that is not in flight.
+        // For an answer in flight, `has_outcome` shows whether an outcome is stored:
+        // `store_outcome` sets it, and `deliver` and `forget` remove the answer from `in_flight`.
+        // So the store has to be read only for an answer that is not in flight.
         if let Some((true, ..)) = in_flight {
             return Ok(LiveResponse::Fenced);
         }

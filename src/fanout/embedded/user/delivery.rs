@@ -74,8 +74,8 @@ impl UserState {
         ))
     }
 
-    /// Prepares the mailbox for a record: creates it, or replaces it with an empty mailbox if its end
-    /// is in another epoch than the record.
+    /// Prepares the mailbox for a record: creates it, or replaces it with an empty mailbox if its
+    /// end is in another epoch than the record.
     fn prepare_mailbox(&mut self, call: &DeliverRequest, context: &StoreContext<'_>) -> Result<()> {
         let epoch = &call.position.epoch;
         let Some(mailbox) = &mut self.mailbox else {

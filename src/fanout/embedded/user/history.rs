@@ -15,7 +15,7 @@ use crate::protocol::ids::{ConversationId, MessageId};
 use crate::store::{Batch, Table};
 
 /// Maximum number of turns per scan of the store.
-const PAGE_TURNS: usize = 32;
+pub(super) const PAGE_TURNS: usize = 32;
 
 /// Maximum number of conversations of a user whose [`HistoryHead`] is in memory.
 const MAX_CACHED_HEADS: usize = 32;

@@ -2,16 +2,13 @@
 //! history to the user.
 
 use super::UserState;
-use super::history::{decode_turn, turn_header};
+use super::history::{PAGE_TURNS, decode_turn, turn_header};
 use crate::fanout::embedded::codec::damaged_entry_error;
 use crate::fanout::embedded::context::StoreContext;
 use crate::fanout::embedded::keys;
 use crate::fanout::{ConversationEntry, Result, Turn};
 use crate::protocol::ids::{ConversationId, MessageId};
 use crate::store::Table;
-
-/// Maximum number of turns per scan of the store.
-const PAGE_TURNS: usize = 32;
 
 impl UserState {
     /// The names of all conversations that have turns in the store, including expired turns.

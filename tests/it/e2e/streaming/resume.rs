@@ -218,7 +218,7 @@ pub(super) async fn unknown_position_is_not_recovered(system: Arc<TestSystem>) {
             .await;
         assert_eq!(terminal["type"], "response", "{terminal}");
     }
-    // A position that can not be parsed is refused or not recovered.
+    // A position that cannot be parsed is refused or not recovered.
     let mut other = V1Client::new(&user);
     other.transcript.position = Some("no-position".to_owned());
     match other.try_connect(system.port(0)).await {

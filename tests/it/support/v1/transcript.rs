@@ -535,7 +535,7 @@ impl Transcript {
             self,
             frame,
             parsed.is_some(),
-            "the position can not be parsed"
+            "the position cannot be parsed"
         );
         self.record_epoch(parsed.as_ref());
         let current: Option<Position> = self
