@@ -77,19 +77,48 @@ export interface ConnectionState {
 
 export type AnswerState = 'queued' | 'sent' | 'accepted' | 'streaming' | 'answered' | 'cancelled' | 'failed';
 
-export interface Update {
-  /** The new part of the text. */
-  readonly delta: string;
-  /** The text so far. */
+/** Kinds of parts; later servers may have others, which a program should ignore. */
+export type PartKind = 'text' | 'refusal' | 'reasoning' | 'tool_call' | 'source' | 'data' | (string & {});
+
+/**
+ * A part of an answer. The client extends `text` while the part streams; programs must not modify a
+ * part.
+ */
+export interface Part {
+  /** The place of the part in the answer. */
+  readonly index: number;
+  readonly kind: PartKind;
+  /** `id` and `name` of a tool_call, `url` and `title` of a source, `name` of data. */
+  readonly meta: { readonly id?: string; readonly name?: string; readonly url?: string; readonly title?: string; readonly [key: string]: unknown } | null;
+  /**
+   * The text so far: JSON for tool_call (the arguments) and data, empty for source, and empty for
+   * reasoning that is not stored when it was not streamed to this client.
+   */
   readonly text: string;
-  /** Whether the text was replaced instead of extended: discard earlier deltas. */
+}
+
+/** One part of an answer has changed. */
+export interface Update {
+  /** The part that has changed; null if the answer was restarted and is empty. */
+  readonly part: Part | null;
+  /** The kind of that part. */
+  readonly kind: PartKind | null;
+  /** What the update adds to the answer's text; '' for kinds other than text and refusal. */
+  readonly delta: string;
+  /** The answer's text up to and including this update: its text and refusal parts, joined. */
+  readonly text: string;
+  /**
+   * Whether the parts were replaced instead of extended: discard everything. `delta` is then the
+   * whole text, and an update with an empty `delta` follows for each part after the first.
+   */
   readonly reset: boolean;
 }
 
 export interface Result {
   readonly status: 'answered' | 'cancelled';
-  /** The whole answer. For a cancelled answer, the part before the cancellation. */
+  /** The whole text. For a cancelled answer, the text before the cancellation. */
   readonly content: string;
+  readonly parts: readonly Part[];
   readonly id: string | null;
   readonly messageId: string | null;
   readonly conversationId: string;
@@ -113,7 +142,9 @@ export interface Answer extends AsyncIterable<Update> {
   readonly state: AnswerState;
   /** Whether the state is answered, cancelled or failed. */
   readonly ended: boolean;
-  /** The text of the answer so far. */
+  /** The parts of the answer so far, at most 256. Programs must not modify them. */
+  readonly parts: readonly Part[];
+  /** The text of the answer so far: its text and refusal parts, joined. */
   readonly text: string;
   readonly error: ChatError | null;
   /** Resolves when the message is answered or cancelled, rejects with a ChatError when it fails. */
@@ -150,6 +181,8 @@ export interface MessagePage {
     message_id: string;
     question: string | null;
     answer: string;
+    /** The parts of the answer; none if it failed. */
+    parts: readonly Part[];
     status: 'answered' | 'cancelled' | 'failed';
     timestamp: string;
   }[];

@@ -27,6 +27,12 @@ const MAX_RESENDS = 5;
 const MAX_PENDING = 256;
 /** Maximum number of remembered ids of ended messages. Late frames of these messages are ignored. */
 const MAX_ENDED_IDS = 512;
+/** Maximum number of parts of an answer. */
+const MAX_PARTS = 256;
+/** Kinds of parts that make up the answer's text. */
+const TEXT_KINDS = new Set(['text', 'refusal']);
+/** Frames that belong to an answer in progress, and never to one that has ended. */
+const LIVE_FRAMES = new Set(['delta', 'snapshot', 'restarted']);
 
 const USER_ID = /^[A-Za-z0-9._:@|+-]{1,128}$/;
 const NAME = /^[A-Za-z0-9._:@|+-]{1,64}$/;
@@ -76,16 +82,21 @@ export class HttpError extends ChatError {
 }
 
 /** Methods of an Answer that only the client may call. */
-const append = Symbol('append');
-const replace = Symbol('replace');
+const applyDelta = Symbol('applyDelta');
+const startStream = Symbol('startStream');
+const replaceParts = Symbol('replaceParts');
 const finish = Symbol('finish');
 const setState = Symbol('setState');
 
 /** A message and its answer, which may still be streaming. */
 export class Answer {
   #client;
-  /** Counts how often the text was replaced instead of extended. */
+  /** Counts how often the parts were replaced instead of extended. */
   #epoch = 0;
+  /** The id of the stream whose deltas extend the parts. */
+  #stream = null;
+  /** Whether a delta of the stream is missing, so that its later deltas don't fit. */
+  #hasGap = false;
   #wakeups = new Set();
   #settle;
 
@@ -101,7 +112,9 @@ export class Answer {
     this.interrupt = fields.interrupt ?? false;
     /** queued, sent, accepted, streaming, answered, cancelled or failed. */
     this.state = fields.state ?? 'accepted';
-    /** The text of the answer so far. */
+    /** The parts so far: `{ index, kind, meta, text }`. Readers must not modify them. */
+    this.parts = [];
+    /** The text of the answer so far: its text and refusal parts, joined. */
     this.text = '';
     this.attempt = 0;
     this.error = null;
@@ -126,40 +139,115 @@ export class Answer {
   }
 
   /**
-   * Yields `{ delta, text, reset }` whenever the text has changed. For a slow reader, several
-   * changes become one update. `reset` means that the text was replaced: discard earlier deltas.
+   * Yields `{ part, kind, delta, text, reset }` for each part that has changed. For a slow reader,
+   * several changes of a part become one update. `reset` means that the parts were replaced:
+   * discard everything; `delta` is then the whole text.
    */
   async *[Symbol.asyncIterator]() {
-    let yielded = 0;
     let epoch = this.#epoch;
+    /** The part of the last update, and the length of its text then. */
+    let index = -1;
+    let length = 0;
+    /** Where that text ends in the answer's text, and the length of the text that was yielded. */
+    let textEnd = 0;
+    let yielded = 0;
     for (;;) {
       const reset = epoch !== this.#epoch;
-      if (reset || this.text.length !== yielded) {
-        const update = { delta: reset ? this.text : this.text.slice(yielded), text: this.text, reset };
+      if (reset) {
         epoch = this.#epoch;
-        yielded = this.text.length;
-        yield update;
-      } else if (this.ended) {
+        index = -1;
+        textEnd = yielded = 0;
+      }
+      const hasGrown = index >= 0 && this.parts[index].text.length > length;
+      if (!hasGrown && index + 1 < this.parts.length) {
+        index += 1;
+        length = 0;
+      } else if (!hasGrown && !reset) {
+        if (!this.ended) {
+          await new Promise((resolve) => this.#wakeups.add(resolve));
+          continue;
+        }
         if (this.error) throw this.error;
         return;
-      } else {
-        await new Promise((resolve) => this.#wakeups.add(resolve));
       }
+      const part = this.parts[index] ?? null;
+      if (part && TEXT_KINDS.has(part.kind)) textEnd += part.text.length - length;
+      length = part?.text.length ?? 0;
+      // After a reset, the whole text is yielded at once; updates of the other parts follow.
+      const end = reset ? this.text.length : Math.max(yielded, textEnd);
+      const update = { part, kind: part?.kind ?? null, delta: this.text.slice(yielded, end), text: this.text.slice(0, end), reset };
+      yielded = end;
+      yield update;
     }
   }
 
-  /** Extends the text. */
-  [append](delta) {
-    this.text += delta;
-    this.state = 'streaming';
-    this.#wake();
+  /**
+   * Extends the parts by a delta of the current stream. The opening of another stream's first part
+   * makes that stream current; all its other deltas are ignored.
+   */
+  [applyDelta](frame) {
+    if (frame.stream !== this.#stream) {
+      if (isFirstOpening(frame)) this[startStream](frame, [toPart(frame, 0)]);
+    } else if (!this.#hasGap) {
+      // After a gap, deltas are ignored until the server replaces the parts.
+      this.#hasGap = !this.#extend(frame);
+    }
   }
 
-  /** Replaces the text; an extension of the earlier text is not a reset. */
-  [replace](text, state = 'streaming') {
-    if (!text.startsWith(this.text)) this.#epoch += 1;
-    this.text = text;
-    this.state = state;
+  /** Appends what a delta adds to the parts; false if something before it is missing. */
+  #extend({ part: index, offset, end, kind, meta, previous_end: previousEnd, content }) {
+    if (![index, offset, end].every(isCount) || typeof content !== 'string' || end - offset !== content.length) return false;
+    const isOpening = typeof kind === 'string';
+    if (isOpening && index > 0 && previousEnd !== this.parts[index - 1]?.text.length) return false;
+    const part = this.parts[index];
+    if (!part) {
+      if (!isOpening || offset !== 0 || index !== this.parts.length || index >= MAX_PARTS) return false;
+      this.#append({ kind, meta, content });
+    } else {
+      const { length } = part.text;
+      // Only the last part grows.
+      if (offset > length || (end > length && index !== this.parts.length - 1)) return false;
+      this.#grow(part, content.slice(length - offset));
+    }
+    this[setState]('streaming');
+    return true;
+  }
+
+  /** Adds a part. */
+  #append(fields) {
+    const part = toPart({ ...fields, content: '' }, this.parts.length);
+    this.parts.push(part);
+    this.#grow(part, fields.content);
+  }
+
+  /** Extends the last part. */
+  #grow(part, text) {
+    part.text += text;
+    if (TEXT_KINDS.has(part.kind)) this.text += text;
+  }
+
+  /** Makes a stream current and replaces the parts. */
+  [startStream]({ stream, attempt }, parts) {
+    this.#stream = stream;
+    this.#hasGap = false;
+    this.attempt = attempt;
+    this[replaceParts](parts);
+    this[setState](parts.length > 0 ? 'streaming' : 'accepted');
+  }
+
+  /** Replaces the parts; an extension of the earlier parts is not a reset. */
+  [replaceParts](parts) {
+    const lastIndex = this.parts.length - 1;
+    if (!this.parts.every((part, index) => isContinuation(part, parts[index], index === lastIndex))) {
+      this.#epoch += 1;
+      this.parts = [];
+      this.text = '';
+    }
+    for (const { index, kind, meta, text } of parts) {
+      const part = this.parts[index];
+      if (part) this.#grow(part, text.slice(part.text.length));
+      else this.#append({ kind, meta, content: text });
+    }
     this.#wake();
   }
 
@@ -308,7 +396,7 @@ export class ChatMesh {
   cancel(answer) {
     if (answer.ended) return Promise.resolve('already_done');
     if (answer.state === 'queued' && !answer.wasSent) {
-      this.#finish(answer, 'cancelled', toResult(answer, 'cancelled', ''));
+      this.#finish(answer, 'cancelled', toResult(answer, 'cancelled'));
       return Promise.resolve('cancelling');
     }
     answer.pendingCancel ??= deferred();
@@ -404,21 +492,12 @@ export class ChatMesh {
         return this.#sendPending();
       }
       case 'delta':
-        return this.#handleDelta(frame);
-      case 'snapshot': {
-        const answer = this.#answerFor(frame);
-        if (!answer) return;
-        answer.attempt = frame.attempt;
-        answer.nextIndex = frame.index;
-        return answer[replace](frame.content);
-      }
-      case 'restarted': {
-        const answer = this.#answerFor(frame);
-        if (!answer) return;
-        answer.attempt = frame.attempt;
-        answer.nextIndex = 0;
-        return answer[replace]('', 'accepted');
-      }
+        // A delta in the middle of an answer shows nothing without the text before it.
+        return this.#answerFor(frame, isFirstOpening(frame))?.[applyDelta](frame);
+      case 'snapshot':
+        return this.#answerFor(frame)?.[startStream](frame, toParts(frame.parts));
+      case 'restarted':
+        return this.#answerFor(frame)?.[startStream](frame, []);
       case 'response':
       case 'cancelled':
         return this.#handleTerminal(frame);
@@ -437,11 +516,15 @@ export class ChatMesh {
   }
 
   /**
-   * The answer that a frame belongs to. Creates one for a message of another device; null for a
-   * message that has ended, or when too many are open.
+   * The answer that a frame belongs to. Creates one for a message of another device if `mayCreate`;
+   * null for a message that has ended, or when too many are open.
    */
-  #answerFor(frame) {
-    let answer = this.#byMessageId.get(frame.message_id) ?? this.#byId.get(frame.id);
+  #answerFor(frame, mayCreate = true) {
+    const hasEnded = this.#endedIds.has(frame.message_id);
+    let answer = this.#byMessageId.get(frame.message_id);
+    // An ended message that was sent again with the same id has a new Answer. The server accepts
+    // that message first, so a live frame before that is a late one of the earlier Answer.
+    if (!answer && !(hasEnded && LIVE_FRAMES.has(frame.type))) answer = this.#byId.get(frame.id);
     if (answer) {
       if (!answer.messageId && frame.message_id) {
         answer.messageId = frame.message_id;
@@ -450,8 +533,7 @@ export class ChatMesh {
       answer.question ??= frame.type === 'accepted' ? (frame.content ?? null) : null;
       return answer;
     }
-    if (!frame.message_id || this.#endedIds.has(frame.message_id)) return null;
-    if (this.#open.size >= MAX_PENDING) return null;
+    if (!mayCreate || !frame.message_id || hasEnded || this.#open.size >= MAX_PENDING) return null;
     answer = this.#track(
       new Answer(this, {
         id: frame.id,
@@ -464,20 +546,6 @@ export class ChatMesh {
     return answer;
   }
 
-  #handleDelta(frame) {
-    const answer = this.#answerFor(frame);
-    if (!answer) return;
-    if (frame.index === 0) {
-      answer.attempt = frame.attempt;
-      answer.nextIndex = 1;
-      answer[replace](frame.content);
-    } else if (frame.attempt === answer.attempt && frame.index === answer.nextIndex) {
-      answer.nextIndex += 1;
-      answer[append](frame.content);
-    }
-    // Other deltas follow a gap and are ignored: a snapshot or a terminal frame replaces the text.
-  }
-
   #handleTerminal(frame) {
     const answer = this.#answerFor(frame);
     // The repeated outcome of a resent message has its original position, which may be older.
@@ -488,8 +556,8 @@ export class ChatMesh {
       return;
     }
     const state = frame.type === 'response' ? 'answered' : 'cancelled';
-    answer[replace](frame.content ?? answer.text, answer.state);
-    this.#finish(answer, state, toResult(answer, state, answer.text, frame));
+    if (typeof frame.content === 'string') answer[replaceParts](toEndedParts(frame.content, frame.parts, answer.parts));
+    this.#finish(answer, state, toResult(answer, state, frame));
   }
 
   /** Handles an error before acceptance, and the failure of a cancel request. */
@@ -776,8 +844,11 @@ export class ChatMesh {
   }
 
   /** A page of a conversation's turns, the newest first: `{ messages, next }`. */
-  messages(conversationId, { limit, before } = {}) {
-    return this.#request('GET', `conversations/${encodeURIComponent(conversationId)}/messages`, { limit, before });
+  async messages(conversationId, { limit, before } = {}) {
+    const page = await this.#request('GET', `conversations/${encodeURIComponent(conversationId)}/messages`, { limit, before });
+    // For a failed message, the history has the error text in place of an answer.
+    const toEntry = (entry) => ({ ...entry, parts: entry.status === 'failed' ? [] : toEndedParts(entry.answer ?? '', entry.parts) });
+    return { ...page, messages: page.messages.map(toEntry) };
   }
 
   /** Deletes a conversation on all devices and stops its pending answers. */
@@ -837,6 +908,62 @@ function toBaseUrl(address) {
   return url;
 }
 
+function isCount(value) {
+  return Number.isInteger(value) && value >= 0;
+}
+
+/** Whether a delta opens the first part of a stream. */
+function isFirstOpening(frame) {
+  return frame.part === 0 && frame.offset === 0 && typeof frame.kind === 'string';
+}
+
+/** A part of an answer from its fields in a frame. */
+function toPart(fields, index) {
+  const { kind, meta, content } = fields ?? {};
+  return {
+    index,
+    kind: String(kind),
+    meta: typeof meta === 'object' ? meta : null,
+    text: typeof content === 'string' ? content : '',
+  };
+}
+
+function toParts(list) {
+  return Array.isArray(list) ? list.slice(0, MAX_PARTS).map(toPart) : [];
+}
+
+/**
+ * The parts of an answer that has ended. Text and refusal parts are consecutive shares of the
+ * content, which is a single text part if `list` is missing. A part without content, such as
+ * reasoning that is not stored, keeps the text that was streamed at the same place.
+ */
+function toEndedParts(content, list, streamed = []) {
+  if (!Array.isArray(list)) return content === '' && streamed.length === 0 ? [] : [toPart({ kind: 'text', content }, 0)];
+  let position = 0;
+  const parts = toParts(list);
+  for (const part of parts) {
+    const { length, content: ownContent } = list[part.index] ?? {};
+    const earlier = streamed[part.index]?.kind === part.kind ? streamed[part.index] : null;
+    part.meta ??= earlier?.meta ?? null;
+    if (TEXT_KINDS.has(part.kind)) {
+      const end = position + (isCount(length) ? length : 0);
+      part.text = content.slice(position, end);
+      position = end;
+    } else if (ownContent === undefined && earlier) {
+      part.text = earlier.text;
+    }
+  }
+  // Text that no part claims must not be lost.
+  if (position < content.length) parts.push(toPart({ kind: 'text', content: content.slice(position) }, parts.length));
+  return parts;
+}
+
+/** Whether `next` is the same part with the same text; `mayGrow` allows more text at its end. */
+function isContinuation(part, next, mayGrow) {
+  if (next?.kind !== part.kind || JSON.stringify(next.meta) !== JSON.stringify(part.meta)) return false;
+  return mayGrow ? next.text.startsWith(part.text) : next.text === part.text;
+}
+
 function newId() {
   const bytes = globalThis.crypto.getRandomValues(new Uint8Array(16));
   return Array.from(bytes, (byte) => byte.toString(16).padStart(2, '0')).join('');
@@ -875,10 +1002,11 @@ function messageError(frame) {
   });
 }
 
-function toResult(answer, status, content, frame = {}) {
+function toResult(answer, status, frame = {}) {
   return {
     status,
-    content,
+    content: answer.text,
+    parts: answer.parts,
     id: answer.id,
     messageId: answer.messageId,
     conversationId: answer.conversationId,

@@ -7,7 +7,8 @@ use tokio::time::Instant;
 
 use super::context_cache::CachedContext;
 use super::outcome::OutcomeBuilder;
-use crate::fanout::{LazyOutcome, MessageRef, Owner};
+use crate::config::settings::Reasoning;
+use crate::fanout::{MessageRef, Owner};
 use crate::protocol::record::Question;
 
 /// A message that this worker is processing.
@@ -23,7 +24,7 @@ pub(super) struct Message {
 }
 
 impl Message {
-    pub(super) fn new(question: Question) -> Self {
+    pub(super) fn new(question: Question, reasoning: Reasoning) -> Self {
         let question = Arc::new(question);
         Self {
             message_ref: MessageRef {
@@ -33,7 +34,7 @@ impl Message {
                 conversation: question.conversation.clone(),
             },
             owner: Owner::random(),
-            outcomes: OutcomeBuilder::new(Arc::clone(&question)),
+            outcomes: OutcomeBuilder::new(Arc::clone(&question), reasoning),
             question,
         }
     }
@@ -44,11 +45,8 @@ pub(super) struct Attempt<'a> {
     pub(super) message: &'a Message,
     /// Earlier turns of the conversation; `None` where they must be read from the fan-out.
     pub(super) context: Option<CachedContext>,
-    /// The outcome to store if the user has cancelled the message. If the fan-out loses its data
-    /// during the attempt, the live writer calls `begin` again, and passes a copy of this outcome
-    /// that contains the text generated so far. `begin` stores the copy only if the message was
-    /// cancelled.
-    pub(super) cancelled_outcome: LazyOutcome,
+    /// When the `begin` that started the attempt was called. The lease lasts at least from then on.
+    pub(super) begun_at: Instant,
     /// Number of the attempt, from 1. The number grows when the fan-out loses its data during the
     /// attempt, because the live writer then begins another attempt.
     pub(super) number: u32,

@@ -1,7 +1,7 @@
 //! Makes answers in progress check their cancel marks as soon as their users cancel them.
 //!
-//! The cancel mark in the fan-out is authoritative, and every `live` call checks it; without this
-//! module, a cancel is detected by the next lease renewal, after up to a second. An answer that
+//! The cancel mark in the fan-out is authoritative, and every lease renewal checks it; without this
+//! module, a cancel is detected by the next renewal, after up to a second. An answer that
 //! runs longer than [`SUBSCRIBE_AFTER`] subscribes to its user's cancel channel. Every event that
 //! may mean a cancel makes the answer check the mark at once: a frame, a gap in the feed, and the
 //! confirmation of the subscription, because the cancel may have preceded it. Short answers need no

@@ -36,7 +36,11 @@ pub(super) struct CachedContext {
 }
 
 impl CachedContext {
-    pub(super) fn new(version: HistoryVersion, turns: Vec<Turn>) -> Self {
+    pub(super) fn new(version: HistoryVersion, mut turns: Vec<Turn>) -> Self {
+        // Prompts contain only the answers' texts.
+        for turn in &mut turns {
+            turn.parts = None;
+        }
         Self {
             is_cacheable: !turns.is_empty(),
             read_at: Instant::now(),
@@ -68,10 +72,13 @@ impl CachedContext {
         }
         self.version = appended.version_after;
         if turn.status != TurnStatus::Failed {
-            let at_ms = appended.at_ms;
             self.turns.push(Turn {
-                at_ms,
-                ..turn.clone()
+                message_id: turn.message_id.clone(),
+                question: turn.question.clone(),
+                answer: turn.answer.clone(),
+                parts: None,
+                status: turn.status,
+                at_ms: appended.at_ms,
             });
         }
         let excess = self.turns.len().saturating_sub(limit);

@@ -7,12 +7,14 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use tokio::time::Instant;
 
+use super::answer_parts::{AnswerParts, LimitReached, Part};
 use super::attempt::{Attempt, CallBudget};
 use super::cancel_watch::CancelSubscriptions;
 use super::coalesce::Coalescer;
 use super::context_cache::CachedContext;
-use super::live::{LiveTarget, LiveWriter, StopReason};
-use super::outcome::{GeneratedAnswer, json_len, prefix_of_json_len};
+use super::live::LiveWriter;
+use super::live_state::{LiveAnswer, LiveTarget, StopReason};
+use super::outcome::GeneratedAnswer;
 use super::prompt::PromptBuilder;
 use super::provider::metrics::ProviderMetrics;
 use super::provider::{ModelError, ModelEvent, ModelRequest, Provider};
@@ -24,7 +26,9 @@ use crate::protocol::error_code::ErrorCode;
 use crate::protocol::record::Question;
 use crate::telemetry::traces::{Span, SpanKind};
 
-/// `finish_reason` of an answer that was cut at `MAX_ANSWER_BYTES`.
+/// `finish_reason` of an answer that was cut at `MAX_ANSWER_BYTES` or [`MAX_PARTS`].
+///
+/// [`MAX_PARTS`]: crate::protocol::parts::MAX_PARTS
 const FINISH_REASON_LENGTH: &str = "length";
 
 /// Generates the answers of one worker.
@@ -42,12 +46,12 @@ pub(super) struct Generator {
 pub(super) enum GenerationResult {
     /// The answer is complete.
     Answer(GeneratedAnswer),
-    /// The user cancelled the message. The field is the text so far.
-    Cancelled(String),
-    /// The last call failed and no retry follows. The fields are the error and the text so far.
-    Failed(ModelError, String),
+    /// The user cancelled the message. The field is the parts so far.
+    Cancelled(Arc<[Part]>),
+    /// The last call failed and no retry follows. The fields are the error and the parts so far.
+    Failed(ModelError, Arc<[Part]>),
     /// The handler must call `begin` again, because another worker holds the message or a retry
-    /// must start with an empty text. Also returned if a stop was requested before the first call:
+    /// must start without parts. Also returned if a stop was requested before the first call:
     /// the handler detects the stop before it calls `begin`.
     BeginAgain,
 }
@@ -90,8 +94,8 @@ impl Generator {
         CallBudget::new(self.max_calls)
     }
 
-    /// Generates the answer in this attempt, and publishes the text while it grows. Updates
-    /// `attempt.number`, which grows if the fan-out loses its data during the attempt.
+    /// Generates the answer in this attempt, and publishes the parts while they grow.
+    /// Updates `attempt.number`, which grows if the fan-out loses its data during the attempt.
     pub(super) async fn generate(
         &self,
         attempt: &mut Attempt<'_>,
@@ -102,15 +106,19 @@ impl Generator {
             message: attempt.message.message_ref.clone(),
             owner: attempt.message.owner.clone(),
             attempt: attempt.number,
-            publishes_text: attempt.message.question.stream,
+            begun_at: attempt.begun_at,
+            publishes_parts: attempt.message.question.stream,
         };
-        let coalescer =
-            Coalescer::new(self.settings.stream_flush, self.settings.stream_flush_bytes);
+        let settings = &self.settings;
+        let answer = LiveAnswer::new(
+            AnswerParts::new(settings.max_answer_bytes, settings.reasoning),
+            Coalescer::new(settings.stream_flush, settings.stream_flush_bytes),
+        );
         let writer = LiveWriter::start(
             Arc::clone(&self.fanout) as _,
             target,
-            attempt.cancelled_outcome.clone(),
-            coalescer,
+            attempt.message.outcomes.clone(),
+            answer,
             self.cancel_subscriptions.watcher(),
         );
         let result = match self.model_request(attempt, slot).await {
@@ -216,7 +224,7 @@ impl Generator {
 
     /// Calls the model, and repeats a failed call while the error, the budget and the deadline
     /// allow it. Returns early when the message is cancelled or taken over. After a failed call
-    /// that has produced text, returns [`GenerationResult::BeginAgain`], because the next call
+    /// that has produced a part, returns [`GenerationResult::BeginAgain`], because the next call
     /// needs a new attempt.
     async fn call_with_retries(
         &self,
@@ -244,7 +252,7 @@ impl Generator {
                 CallResult::Answer(answer) => return GenerationResult::Answer(answer),
                 CallResult::Stopped(reason) => return stopped_result(reason, writer),
                 CallResult::DeadlineExceeded => {
-                    return GenerationResult::Failed(deadline_error(), writer.text());
+                    return GenerationResult::Failed(deadline_error(), writer.parts());
                 }
                 CallResult::Failed(error) => error,
             };
@@ -252,7 +260,7 @@ impl Generator {
             let delay = retry_delay(budget.calls_made, error.retry_after, rand::random());
             let is_in_time = Instant::now() + delay < deadline;
             if !error.retryable || budget.is_exhausted() || !is_in_time {
-                return GenerationResult::Failed(error, writer.text());
+                return GenerationResult::Failed(error, writer.parts());
             }
             let delay_ms = delay.as_millis() as u64;
             tracing::warn!(
@@ -265,8 +273,8 @@ impl Generator {
             if let Some(reason) = sleep_unless_stopped(delay, writer).await {
                 return stopped_result(reason, writer);
             }
-            if writer.has_text() {
-                // A new attempt starts, because the texts of two calls are never mixed (I4).
+            if writer.has_parts() {
+                // A new attempt starts, because the parts of two calls are never mixed (I4).
                 return GenerationResult::BeginAgain;
             }
             // The call also fails in a process that was paused for longer than its lease. Without
@@ -311,8 +319,8 @@ impl Generator {
         span
     }
 
-    /// Makes one call, and passes the text to `writer` as it arrives. Returns the complete answer,
-    /// or the answer cut at `MAX_ANSWER_BYTES`.
+    /// Makes one call, and passes the pieces to `writer` as they arrive. Returns the complete
+    /// answer, or the answer cut at its limits.
     async fn call(
         &self,
         request: &ModelRequest,
@@ -324,24 +332,23 @@ impl Generator {
             model: request.model.clone(),
             ..GeneratedAnswer::default()
         };
-        let mut remaining_bytes = self.settings.max_answer_bytes;
+        let mut has_received_token = false;
         while let Some(event) = stream.next().await {
             match event? {
-                ModelEvent::Text(text) => {
-                    if answer.text.is_empty() {
+                ModelEvent::Delta(delta) => {
+                    if !has_received_token {
                         span.add_event("first token");
+                        has_received_token = true;
                     }
-                    let accepted = prefix_of_json_len(&text, remaining_bytes);
-                    writer.push(accepted);
-                    answer.text.push_str(accepted);
-                    remaining_bytes = remaining_bytes.saturating_sub(json_len(accepted));
-                    if accepted.len() < text.len() {
+                    if let Err(LimitReached) = writer.push(delta) {
+                        answer.parts = writer.finish();
                         FINISH_REASON_LENGTH.clone_into(&mut answer.finish_reason);
                         return Ok(answer);
                     }
                 }
                 ModelEvent::Usage(usage) => answer.usage = Some(usage),
                 ModelEvent::Finished { reason, model } => {
+                    answer.parts = writer.finish();
                     answer.finish_reason = reason;
                     if let Some(model) = model {
                         answer.model = model;
@@ -380,7 +387,7 @@ fn finish_call_span(mut span: Span, call_result: &CallResult) {
 
 fn stopped_result(reason: StopReason, writer: &LiveWriter) -> GenerationResult {
     match reason {
-        StopReason::Cancelled => GenerationResult::Cancelled(writer.text()),
+        StopReason::Cancelled => GenerationResult::Cancelled(writer.parts()),
         StopReason::Fenced => GenerationResult::BeginAgain,
     }
 }

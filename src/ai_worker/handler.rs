@@ -2,13 +2,15 @@
 //! answer, stores the outcome, and appends the terminal record.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use rand::Rng;
+use tokio::time::Instant;
 use tracing::Instrument;
 
+use super::answer_parts::Part;
 use super::attempt::{Attempt, CallBudget, Message};
 use super::context_cache::{CachedContext, ContextCache};
 use super::generation::{GenerationResult, Generator};
@@ -77,12 +79,14 @@ struct Progress {
 }
 
 impl Progress {
-    /// The answer's text so far. The outcome of a cancelled message contains this text.
-    fn text(&self) -> &str {
+    /// The answer's parts so far. The outcome of a cancelled message contains these parts.
+    fn parts(&self) -> Arc<[Part]> {
         match &self.generated {
-            Some(GenerationResult::Answer(answer)) => &answer.text,
-            Some(GenerationResult::Cancelled(text) | GenerationResult::Failed(_, text)) => text,
-            Some(GenerationResult::BeginAgain) | None => "",
+            Some(GenerationResult::Answer(answer)) => Arc::clone(&answer.parts),
+            Some(GenerationResult::Cancelled(parts) | GenerationResult::Failed(_, parts)) => {
+                Arc::clone(parts)
+            }
+            Some(GenerationResult::BeginAgain) | None => no_parts(),
         }
     }
 
@@ -128,7 +132,7 @@ impl WorkerHandler {
         job: &Job,
         slot: &mut WorkSlot,
     ) -> Result<Verdict, StopRequested> {
-        let message = Message::new(question);
+        let message = Message::new(question, self.settings.reasoning);
         let is_answering = matches!(job, Job::Answer);
         let mut progress = Progress {
             last_attempt: 0,
@@ -142,12 +146,8 @@ impl WorkerHandler {
             if slot.is_stopped() {
                 return Err(StopRequested);
             }
-            let begin = self.begin_request(&message, job, &progress);
-            let begin_span = slot.span().child(SpanKind::Internal, format_args!("begin"));
-            let response = slot
-                .retry("begin", || self.fanout.begin(begin.clone()))
-                .await?;
-            drop(begin_span);
+            let request = self.begin_request(&message, job, &progress);
+            let (begun_at, response) = self.begin(&request, slot).await?;
             match response {
                 BeginResponse::Ended(outcome) => {
                     tracing::info!("outcome already stored, skipping the model call");
@@ -171,7 +171,7 @@ impl WorkerHandler {
                     let mut attempt = Attempt {
                         message: &message,
                         context: progress.take_context(history),
-                        cancelled_outcome: begin.cancelled_outcome,
+                        begun_at,
                         number,
                     };
                     let result = match job {
@@ -202,13 +202,30 @@ impl WorkerHandler {
         }
     }
 
+    /// Calls `begin` until the fan-out responds. Returns when that call was made, and its response.
+    async fn begin(
+        &self,
+        request: &BeginRequest,
+        slot: &mut WorkSlot,
+    ) -> Result<(Instant, BeginResponse), StopRequested> {
+        let _span = slot.span().child(SpanKind::Internal, format_args!("begin"));
+        let mut begun_at = Instant::now();
+        let response = slot
+            .retry("begin", || {
+                begun_at = Instant::now();
+                self.fanout.begin(request.clone())
+            })
+            .await?;
+        Ok((begun_at, response))
+    }
+
     fn begin_request(&self, message: &Message, job: &Job, progress: &Progress) -> BeginRequest {
         let needs_context = matches!(job, Job::Answer) && progress.generated.is_none();
         BeginRequest {
             message: message.message_ref.clone(),
             owner: message.owner.clone(),
             last_attempt: progress.last_attempt,
-            cancelled_outcome: message.outcomes.lazy_cancelled_outcome(progress.text()),
+            cancelled_outcome: message.outcomes.lazy_cancelled_outcome(&progress.parts()),
             history: needs_context
                 .then(|| self.generator.history_request(progress.context.as_ref()))
                 .flatten(),
@@ -224,7 +241,7 @@ impl WorkerHandler {
         slot: &mut WorkSlot,
     ) -> AttemptResult {
         let outcome = attempt.message.outcomes.error_outcome(ErrorCode::Internal);
-        self.keep(attempt, outcome, "", Some(reason.to_owned()), slot)
+        self.keep(attempt, outcome, &no_parts(), Some(reason.to_owned()), slot)
             .await
     }
 
@@ -252,13 +269,15 @@ impl WorkerHandler {
             );
             WorkerMetrics::record_failure(ErrorCode::Expired);
             let expired = outcomes.error_outcome(ErrorCode::Expired);
-            return self.keep(attempt, expired, "", None, slot).await;
+            return self.keep(attempt, expired, &no_parts(), None, slot).await;
         }
         if delivery_count > self.settings.pipeline.max_deliveries {
             let reason = format!("delivered {} times without an outcome", delivery_count - 1);
             WorkerMetrics::record_failure(ErrorCode::Internal);
             let failed = outcomes.error_outcome(ErrorCode::Internal);
-            return self.keep(attempt, failed, "", Some(reason), slot).await;
+            return self
+                .keep(attempt, failed, &no_parts(), Some(reason), slot)
+                .await;
         }
         if let Some(context) = &mut attempt.context {
             context.clear_if_older_than(self.settings.prompt.max_newest_turn_age, now_ms);
@@ -294,15 +313,15 @@ impl WorkerHandler {
         match generated {
             GenerationResult::Answer(answer) => {
                 let outcome = outcomes.answer_outcome(answer, attempt.number);
-                self.keep(attempt, outcome, &answer.text, None, slot).await
+                self.keep(attempt, outcome, &answer.parts, None, slot).await
             }
-            GenerationResult::Cancelled(text) => {
-                let outcome = outcomes.cancelled_outcome(text);
-                self.keep(attempt, outcome, text, None, slot).await
+            GenerationResult::Cancelled(parts) => {
+                let outcome = outcomes.cancelled_outcome(parts);
+                self.keep(attempt, outcome, parts, None, slot).await
             }
-            GenerationResult::Failed(error, text) => {
+            GenerationResult::Failed(error, parts) => {
                 let outcome = outcomes.provider_error_outcome(error, attempt.number);
-                self.keep(attempt, outcome, text, Some(error.to_string()), slot)
+                self.keep(attempt, outcome, parts, Some(error.to_string()), slot)
                     .await
             }
             GenerationResult::BeginAgain => AttemptResult::BeginAgain,
@@ -311,13 +330,13 @@ impl WorkerHandler {
 
     /// Stores the message's outcome, unless the message has an outcome already. The call is
     /// repeated until the fan-out responds, even after the partition was revoked, because the next
-    /// owner would have to repeat the model call. `text` is the text so far, which the outcome
+    /// owner would have to repeat the model call. `parts` are the parts so far, which the outcome
     /// contains if the message was cancelled.
     async fn keep(
         &self,
         attempt: &mut Attempt<'_>,
         outcome: NewOutcome,
-        text: &str,
+        parts: &Arc<[Part]>,
         dead_letter_reason: Option<String>,
         slot: &mut WorkSlot,
     ) -> AttemptResult {
@@ -326,7 +345,7 @@ impl WorkerHandler {
             message: message.message_ref.clone(),
             owner: message.owner.clone(),
             attempt: attempt.number,
-            cancelled_outcome: message.outcomes.lazy_cancelled_outcome(text),
+            cancelled_outcome: message.outcomes.lazy_cancelled_outcome(parts),
             outcome: Arc::new(outcome),
         };
         let keep_span = slot.span().child(SpanKind::Internal, format_args!("keep"));
@@ -445,6 +464,11 @@ impl Handler for WorkerHandler {
         }
         Ok(())
     }
+}
+
+/// The parts of an answer that has none.
+fn no_parts() -> Arc<[Part]> {
+    Arc::default()
 }
 
 /// Returns the dead-letter reason of a message whose stored `outcome` is not the outcome of this

@@ -1,71 +1,21 @@
-//! Publishes the text of one attempt and renews its lease. This happens in a separate task, so that
-//! reading the model's stream never waits for the fan-out.
+//! Holds the parts of one attempt while the model writes them, and publishes them in a separate
+//! task, so that reading the model's stream never waits for the fan-out.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::atomic::Ordering;
 
-use parking_lot::{Mutex, MutexGuard};
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
 
+use super::answer_parts::{LimitReached, Part};
 use super::cancel_watch::CancelWatcher;
-use super::coalesce::{Coalescer, Delta};
-use super::outcome;
-use crate::fanout::{
-    Answers, BeginRequest, BeginResponse, LazyOutcome, LiveRequest, LiveResponse, MessageRef, Owner,
-};
+use super::live_state::{LiveAnswer, LiveTarget, Shared, StopReason};
+use super::outcome::OutcomeBuilder;
+use super::provider::PartDelta;
+use super::publisher::Publisher;
+use crate::fanout::Answers;
 
-/// Time after a `live` call at which the next call renews the lease: a third of the lease's
-/// duration, so that one lost renewal does not end the lease.
-const RENEW_INTERVAL: Duration = Duration::from_secs(1);
-/// Delay before a failed call to the fan-out is repeated.
-const RETRY_DELAY: Duration = Duration::from_millis(100);
-
-/// Why an attempt must stop.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum StopReason {
-    /// Another worker has taken over the message, or the message has an outcome.
-    Fenced,
-    /// The user cancelled the message.
-    Cancelled,
-}
-
-/// State that the [`LiveWriter`] shares with its task.
-struct Shared {
-    coalescer: Mutex<Coalescer>,
-    /// Wakes the task after text was added.
-    text_added: Notify,
-    /// Wakes the task to check lease and cancel mark at once.
-    check_now: Arc<Notify>,
-    /// Why the attempt must stop; `None` until the task has found a reason.
-    stop_reason: watch::Sender<Option<StopReason>>,
-    /// Number of the current attempt.
-    attempt: AtomicU32,
-    /// Number of `live` calls that were started.
-    calls_started: AtomicU64,
-    /// Number of the last `live` call that confirmed the lease, where calls are numbered from 1 in
-    /// the order in which they are started; 0 before the first.
-    confirmed_call: watch::Sender<u64>,
-}
-
-impl Shared {
-    fn coalescer(&self) -> MutexGuard<'_, Coalescer> {
-        self.coalescer.lock()
-    }
-}
-
-/// Identifies the attempt that a [`LiveWriter`] writes for, and says whether to publish its text.
-pub(super) struct LiveTarget {
-    pub(super) message: MessageRef,
-    pub(super) owner: Owner,
-    pub(super) attempt: u32,
-    /// Whether the text is published while it grows. Otherwise only the lease is renewed.
-    pub(super) publishes_text: bool,
-}
-
-/// Publishes the text of one attempt and renews its lease, until the writer is dropped or the
+/// Publishes the parts of one attempt and renews its lease, until the writer is dropped or the
 /// attempt must stop.
 pub(super) struct LiveWriter {
     shared: Arc<Shared>,
@@ -75,42 +25,23 @@ pub(super) struct LiveWriter {
 
 impl LiveWriter {
     /// Starts the writer's task. If the fan-out loses its data, the task calls `begin`. If the
-    /// message was cancelled then, `begin` stores `cancelled_outcome` with the text so far.
+    /// message was cancelled then, `begin` stores the cancelled outcome of `outcomes` with the
+    /// parts so far.
     pub(super) fn start(
         fanout: Arc<dyn Answers>,
         target: LiveTarget,
-        cancelled_outcome: LazyOutcome,
-        coalescer: Coalescer,
+        outcomes: OutcomeBuilder,
+        answer: LiveAnswer,
         cancel_watcher: CancelWatcher,
     ) -> Self {
-        let (stop_reason_sender, stop_reason) = watch::channel(None);
-        let shared = Arc::new(Shared {
-            coalescer: Mutex::new(coalescer),
-            text_added: Notify::new(),
-            check_now: Arc::default(),
-            stop_reason: stop_reason_sender,
-            attempt: AtomicU32::new(target.attempt),
-            calls_started: AtomicU64::new(0),
-            confirmed_call: watch::Sender::new(0),
-        });
-        let begin_request = BeginRequest {
-            message: target.message,
-            owner: target.owner,
-            last_attempt: target.attempt,
-            cancelled_outcome,
-            history: None,
-        };
+        let shared = Arc::new(Shared::new(answer, target.attempt));
+        let stop_reason = shared.stop_reason.subscribe();
         let cancel_watch = cancel_watcher.watch(
-            begin_request.message.user.clone(),
-            begin_request.message.message_id.clone(),
+            target.message.user.clone(),
+            target.message.message_id.clone(),
             Arc::clone(&shared.check_now),
         );
-        let publisher = Publisher {
-            fanout,
-            begin_request,
-            publishes_text: target.publishes_text,
-            shared: Arc::clone(&shared),
-        };
+        let publisher = Publisher::new(fanout, target, outcomes, Arc::clone(&shared));
         let run = async move {
             tokio::select! {
                 () = publisher.run() => {}
@@ -125,20 +56,26 @@ impl LiveWriter {
         }
     }
 
-    /// Adds text of the model. Never waits for the fan-out.
-    pub(super) fn push(&self, text: &str) {
-        self.shared.coalescer().push(text);
-        self.shared.text_added.notify_one();
+    /// Adds a piece of the model's answer. Never waits for the fan-out.
+    pub(super) fn push(&self, delta: PartDelta) -> Result<(), LimitReached> {
+        let result = self.shared.answer().push(delta);
+        self.shared.parts_changed.notify_one();
+        result
     }
 
-    /// The whole text that the model has sent so far.
-    pub(super) fn text(&self) -> String {
-        self.shared.coalescer().text().to_owned()
+    /// Adds the pieces that wait for the end of the model's answer, and returns all parts.
+    pub(super) fn finish(&self) -> Arc<[Part]> {
+        self.shared.answer().finish()
     }
 
-    /// Whether the model has sent any text.
-    pub(super) fn has_text(&self) -> bool {
-        !self.shared.coalescer().text().is_empty()
+    /// The parts so far.
+    pub(super) fn parts(&self) -> Arc<[Part]> {
+        self.shared.answer().parts()
+    }
+
+    /// Whether the answer has any part.
+    pub(super) fn has_parts(&self) -> bool {
+        self.shared.answer().has_parts()
     }
 
     /// Number of the current attempt. The number grows when the fan-out loses its data, because the
@@ -162,19 +99,19 @@ impl LiveWriter {
         }
     }
 
-    /// Makes the task call `live`, and waits until the fan-out confirms that this attempt still
-    /// holds the lease. There is no limit on the time for which the fan-out may be unavailable.
-    /// Fails if the attempt must stop, for example because the process was paused for longer than
-    /// the lease and another worker has taken over.
+    /// Makes the task renew the lease, and waits until the fan-out confirms that this attempt still
+    /// holds it. There is no limit on the time for which the fan-out may be unavailable. Fails if
+    /// the attempt must stop, for example because the process was paused for longer than the lease
+    /// and another worker has taken over.
     pub(super) async fn confirm_lease(&self) -> Result<(), StopReason> {
-        let calls_started = self.shared.calls_started.load(Ordering::Acquire);
-        let mut confirmed_call = self.shared.confirmed_call.subscribe();
+        let renewals_started = self.shared.renewals_started.load(Ordering::Acquire);
+        let mut confirmed_renewal = self.shared.confirmed_renewal.subscribe();
         self.shared.check_now.notify_one();
         tokio::select! {
             biased;
             reason = self.wait_until_stopped() => Err(reason),
             // `wait_for` cannot fail, because `self.shared` holds the sender.
-            _ = confirmed_call.wait_for(|call| *call > calls_started) => Ok(()),
+            _ = confirmed_renewal.wait_for(|number| *number > renewals_started) => Ok(()),
         }
     }
 }
@@ -182,122 +119,5 @@ impl LiveWriter {
 impl Drop for LiveWriter {
     fn drop(&mut self) {
         self.task.abort();
-    }
-}
-
-/// The state of a [`LiveWriter`]'s task.
-struct Publisher {
-    fanout: Arc<dyn Answers>,
-    /// The call of `begin` that is made after the fan-out lost its data. Its `last_attempt` is the
-    /// current attempt.
-    begin_request: BeginRequest,
-    publishes_text: bool,
-    shared: Arc<Shared>,
-}
-
-impl Publisher {
-    /// Publishes deltas and renews the lease until the attempt must stop, and stores the reason.
-    async fn run(mut self) {
-        let mut renew_at = Instant::now() + RENEW_INTERVAL;
-        loop {
-            let delta = self.next_delta(renew_at).await;
-            if let Err(reason) = self.publish(delta).await {
-                self.shared.stop_reason.send_replace(Some(reason));
-                return;
-            }
-            renew_at = Instant::now() + RENEW_INTERVAL;
-        }
-    }
-
-    /// Waits for the next delta that is due. Returns `None` when the lease must be renewed, at
-    /// `renew_at`, or checked at once.
-    async fn next_delta(&self, renew_at: Instant) -> Option<Delta> {
-        loop {
-            let now = Instant::now();
-            let due_at = {
-                let mut coalescer = self.shared.coalescer();
-                if self.publishes_text
-                    && let Some(delta) = coalescer.flush_if_due(now)
-                {
-                    return Some(delta);
-                }
-                coalescer.due_at(now).filter(|_| self.publishes_text)
-            };
-            if now >= renew_at {
-                return None;
-            }
-            tokio::select! {
-                () = tokio::time::sleep_until(due_at.unwrap_or(renew_at).min(renew_at)) => {}
-                () = self.shared.text_added.notified(), if self.publishes_text => {}
-                () = self.shared.check_now.notified() => return None,
-            }
-        }
-    }
-
-    /// Calls `live`, which publishes `delta`, or only renews the lease where there is none. Repeats
-    /// the call while the fan-out is unavailable. Fails if the attempt must stop.
-    async fn publish(&mut self, delta: Option<Delta>) -> Result<(), StopReason> {
-        let next_index = delta.as_ref().map(|delta| delta.index + 1);
-        let delta = delta.map(|delta| (delta.index, delta.text));
-        loop {
-            let call = self.shared.calls_started.fetch_add(1, Ordering::AcqRel) + 1;
-            let request = LiveRequest {
-                message: self.begin_request.message.clone(),
-                owner: self.begin_request.owner.clone(),
-                attempt: self.begin_request.last_attempt,
-                delta: delta.clone(),
-            };
-            match self.fanout.live(request).await {
-                Ok(LiveResponse::Written) => {}
-                // The fan-out has the delta from an earlier call, whose response was lost.
-                Ok(LiveResponse::OutOfOrder(index))
-                    if next_index.is_none_or(|next| next == index) => {}
-                Ok(LiveResponse::Fenced) => return Err(StopReason::Fenced),
-                Ok(LiveResponse::Cancelled) => return Err(StopReason::Cancelled),
-                Ok(LiveResponse::DataLost | LiveResponse::OutOfOrder(_)) => {
-                    self.begin_again().await?;
-                }
-                Err(error) => {
-                    tracing::debug!(%error, "publishing live text failed, it is retried");
-                    tokio::time::sleep(RETRY_DELAY).await;
-                    continue;
-                }
-            }
-            self.shared.confirmed_call.send_replace(call);
-            return Ok(());
-        }
-    }
-
-    /// Begins a new attempt after the fan-out lost the text, and schedules the whole text again
-    /// from index 0.
-    async fn begin_again(&mut self) -> Result<(), StopReason> {
-        tracing::warn!(
-            attempt = self.begin_request.last_attempt,
-            "the fan-out lost the text of an answer in progress: publishing it again, no action \
-             is needed"
-        );
-        loop {
-            // If the message was cancelled, `begin` stores an outcome with the text so far.
-            let text = self.shared.coalescer().text().to_owned();
-            let begin_request = BeginRequest {
-                cancelled_outcome: outcome::cancelled_outcome_with_text(
-                    &self.begin_request.cancelled_outcome,
-                    text,
-                ),
-                ..self.begin_request.clone()
-            };
-            match self.fanout.begin(begin_request).await {
-                Ok(BeginResponse::Attempt { number, .. }) => {
-                    self.begin_request.last_attempt = number;
-                    self.shared.attempt.store(number, Ordering::Release);
-                    self.shared.coalescer().restart();
-                    return Ok(());
-                }
-                Ok(BeginResponse::Ended(_) | BeginResponse::Busy(_)) => {
-                    return Err(StopReason::Fenced);
-                }
-                Err(_) => tokio::time::sleep(RETRY_DELAY).await,
-            }
-        }
     }
 }

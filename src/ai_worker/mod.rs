@@ -2,10 +2,10 @@
 //! `app` starts it with [`run`].
 //!
 //! The steps of a message: `begin`, read the conversation's context, build the prompt, stream the
-//! model's answer while publishing it with `live`, `keep` the outcome, append the terminal record,
-//! commit the offset. The outcome that `begin` or `keep` returns is authoritative, so a redelivered
-//! message is answered from its stored outcome without another model call (ARCHITECTURE.md, step
-//! 3).
+//! model's answer while publishing its parts with `open_part` and `append`, `keep` the outcome,
+//! append the terminal record, commit the offset. The outcome that `begin` or `keep` returns is
+//! authoritative, so a redelivered message is answered from its stored outcome without another
+//! model call (ARCHITECTURE.md, step 3).
 
 use std::sync::Arc;
 
@@ -18,17 +18,21 @@ use crate::pipeline::DeadLetterWriter;
 use crate::pipeline::driver;
 use crate::pipeline::metrics::PipelineMetrics;
 
+mod answer_parts;
 mod attempt;
 mod cancel_watch;
-pub mod coalesce;
+mod coalesce;
 mod context_cache;
 mod generation;
 mod handler;
+mod json_len;
 mod live;
+mod live_state;
 pub(crate) mod metrics;
 mod outcome;
 pub mod prompt;
 pub mod provider;
+mod publisher;
 #[cfg(test)]
 mod tests;
 

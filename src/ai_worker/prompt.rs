@@ -188,6 +188,7 @@ mod tests {
             message_id: MessageId::random(),
             question: question.map(str::to_owned),
             answer: answer.to_owned(),
+            parts: None,
             status,
             at_ms: 0,
         }

@@ -73,25 +73,67 @@ impl Answer {
 #[cfg(test)]
 mod tests {
     use super::super::events::event_queue;
+    use super::super::parts::{Part, PartDelta};
     use super::*;
+    use crate::protocol::parts::PartKind;
+
+    fn delta(part: usize, kind: PartKind, text: &str) -> Event {
+        Event::Delta(PartDelta {
+            part,
+            kind: Some(kind),
+            meta: None,
+            text: text.to_owned(),
+        })
+    }
+
+    fn text_part(text: &str) -> Part {
+        Part {
+            kind: Some(PartKind::Text),
+            meta: None,
+            text: text.to_owned(),
+        }
+    }
 
     #[tokio::test]
     async fn unread_text_is_merged_and_discarded_by_a_restart() {
         let (commands, _receiver) = mpsc::channel(1);
         let (writer, reader) = event_queue();
         let mut answer = Answer::new(ClientMessageId::random(), reader, commands);
-        writer.push(Event::Delta("a".into()));
-        writer.push(Event::Delta("b".into()));
-        assert_eq!(answer.next().await, Some(Event::Delta("ab".into())));
-        writer.push(Event::Delta("c".into()));
+        writer.push(delta(0, PartKind::Text, "a"));
+        writer.push(delta(0, PartKind::Text, "b"));
+        assert_eq!(answer.next().await, Some(delta(0, PartKind::Text, "ab")));
+        writer.push(delta(0, PartKind::Text, "c"));
         writer.push(Event::Restarted);
-        writer.push(Event::Delta("d".into()));
-        writer.push(Event::Snapshot("de".into()));
-        writer.push(Event::Delta("f".into()));
-        assert_eq!(answer.next().await, Some(Event::Snapshot("def".into())));
-        let ended = Event::Ended(Outcome::Cancelled { content: None });
+        writer.push(delta(0, PartKind::Text, "d"));
+        writer.push(Event::Snapshot(vec![text_part("de")]));
+        writer.push(delta(0, PartKind::Text, "f"));
+        writer.push(delta(1, PartKind::Text, "g"));
+        let parts = vec![text_part("def"), text_part("g")];
+        assert_eq!(answer.next().await, Some(Event::Snapshot(parts)));
+        let ended = Event::Ended(Outcome::Cancelled {
+            content: None,
+            parts: Vec::new(),
+        });
         writer.push(ended.clone());
         assert_eq!(answer.next().await, Some(ended));
         assert_eq!(answer.next().await, None);
+    }
+
+    #[tokio::test]
+    async fn unread_parts_are_reported_one_after_the_other() {
+        let (commands, _receiver) = mpsc::channel(1);
+        let (writer, reader) = event_queue();
+        let mut answer = Answer::new(ClientMessageId::random(), reader, commands);
+        let events = [
+            delta(0, PartKind::Reasoning, "hm"),
+            delta(1, PartKind::Text, "a"),
+            delta(1, PartKind::Text, "b"),
+        ];
+        for event in events {
+            writer.push(event);
+        }
+        let reasoning = delta(0, PartKind::Reasoning, "hm");
+        assert_eq!(answer.next().await, Some(reasoning));
+        assert_eq!(answer.next().await, Some(delta(1, PartKind::Text, "ab")));
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use super::parts::{Part, PartDelta};
 use crate::protocol::error_code::ErrorCode;
 use crate::protocol::ids::MessageId;
 use crate::protocol::record::Usage;
@@ -29,12 +30,12 @@ pub enum Event {
     /// The log has acknowledged the message, so the message gets exactly one outcome, even if
     /// processes fail.
     Accepted(MessageId),
-    /// Text to append to the answer.
-    Delta(String),
-    /// A new attempt begins; the text so far is invalid.
+    /// Text to append to a part of the answer. The part is the last one, or the next one.
+    Delta(PartDelta),
+    /// A new attempt begins; the parts so far are invalid.
     Restarted,
-    /// The complete text so far. It replaces the earlier text.
-    Snapshot(String),
+    /// All parts so far. They replace the earlier parts.
+    Snapshot(Vec<Part>),
     /// The server's reply to a request to cancel the message.
     Cancel(CancelOutcome),
     /// The outcome of the question. No event follows.
@@ -46,8 +47,10 @@ pub enum Event {
 pub enum Outcome {
     /// The model answered.
     Answered {
-        /// The complete text. It replaces the earlier text.
+        /// The complete text: that of the text and refusal parts.
         content: String,
+        /// All parts. They replace the earlier parts.
+        parts: Vec<Part>,
         /// The provider's reason for the end of the answer.
         finish_reason: Option<String>,
         /// The model that answered.
@@ -59,6 +62,8 @@ pub enum Outcome {
     Cancelled {
         /// The answer's text when it was cancelled, if the server sent that text.
         content: Option<String>,
+        /// The answer's parts when it was cancelled; none if the server did not send its text.
+        parts: Vec<Part>,
     },
     /// The server rejected the message, or the message could not be answered.
     Failed {
@@ -102,7 +107,7 @@ pub(super) struct EventWriter(Arc<SharedQueue>);
 pub(super) struct EventReader(Arc<SharedQueue>);
 
 /// Creates the queue of a question's events. The queue merges unread text: it holds the answer's
-/// text at most once, and once more in the outcome, so a slow reader needs no backpressure.
+/// parts at most once, and once more in the outcome, so a slow reader needs no backpressure.
 pub(super) fn event_queue() -> (EventWriter, EventReader) {
     let shared = Arc::new(SharedQueue::default());
     (EventWriter(shared.clone()), EventReader(shared))
@@ -112,11 +117,12 @@ impl EventWriter {
     pub(super) fn push(&self, event: Event) {
         let mut queue = self.0.queue.lock();
         let events = &mut queue.events;
-        match (&event, events.back_mut()) {
-            (Event::Delta(delta), Some(Event::Delta(text) | Event::Snapshot(text))) => {
-                text.push_str(delta);
+        match (event, events.back_mut()) {
+            (Event::Delta(delta), Some(Event::Delta(unread))) if delta.part == unread.part => {
+                unread.text.push_str(&delta.text);
             }
-            (Event::Restarted | Event::Snapshot(_), _) => {
+            (Event::Delta(delta), Some(Event::Snapshot(parts))) => delta.apply_to(parts),
+            (event @ (Event::Restarted | Event::Snapshot(_)), _) => {
                 events.retain(|event| {
                     !matches!(
                         event,
@@ -125,7 +131,7 @@ impl EventWriter {
                 });
                 events.push_back(event);
             }
-            _ => events.push_back(event),
+            (event, _) => events.push_back(event),
         }
         drop(queue);
         self.0.changed.notify_one();

@@ -14,7 +14,7 @@
 //! let mut answer = client.ask(Question::new("Hello, how are you?")).await?;
 //! while let Some(event) = answer.next().await {
 //!     match event {
-//!         Event::Delta(text) => print!("{text}"),
+//!         Event::Delta(delta) if delta.is_content() => print!("{}", delta.text),
 //!         Event::Ended(outcome) => println!("\n{outcome:?}"),
 //!         _ => {}
 //!     }
@@ -29,7 +29,9 @@ mod events;
 mod handshake;
 mod history;
 mod options;
+mod parts;
 mod pending_question;
+mod received_parts;
 pub(crate) mod retry_hint;
 mod server_api;
 mod session;
@@ -44,6 +46,7 @@ pub use answer::Answer;
 pub use error::ClientError;
 pub use events::{Event, Outcome, State};
 pub use options::{Options, Question, Token};
+pub use parts::{Part, PartDelta, content_of};
 
 use command::Command;
 use events::event_queue;
@@ -84,7 +87,8 @@ impl Client {
     }
 
     /// Sends a question. The caller may read the events of the answer at any pace: unread text is
-    /// merged, so that unread events need no more memory than twice the complete answer.
+    /// merged, so that unread events need no more memory than twice the complete answer. The client
+    /// itself holds the answer once more until it ends.
     ///
     /// # Errors
     /// The client is closed.

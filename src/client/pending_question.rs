@@ -4,10 +4,11 @@ use tokio::time::Instant;
 
 use super::events::{Event, EventWriter, Outcome};
 use super::options::Question;
+use super::received_parts::ReceivedParts;
 use super::retry_hint::retry_backoff;
 use crate::backoff::Backoff;
 use crate::protocol::ids::MessageId;
-use crate::protocol::wire::v1::{Cancel, ClientToServer, Message};
+use crate::protocol::wire::v1::{Cancel, ClientToServer, Delta, Message, Restarted, Snapshot};
 
 /// A question without an outcome.
 #[derive(Debug)]
@@ -16,9 +17,8 @@ pub(super) struct PendingQuestion {
     pub(super) events: EventWriter,
     pub(super) is_accepted: bool,
     pub(super) is_cancel_requested: bool,
-    /// Attempt and index of the delta that continues the text so far; `None` while there is no
-    /// text.
-    pub(super) next_delta: Option<(u32, u32)>,
+    /// The parts of the answer so far.
+    pub(super) received: ReceivedParts,
     /// When the question was asked, or when the connection was last lost if that is later. The
     /// retry timeout counts from this time.
     pub(super) waiting_since: Instant,
@@ -35,7 +35,7 @@ impl PendingQuestion {
             events,
             is_accepted: false,
             is_cancel_requested: false,
-            next_delta: None,
+            received: ReceivedParts::default(),
             waiting_since: Instant::now(),
             retry_at: None,
             backoff: retry_backoff(),
@@ -71,6 +71,24 @@ impl PendingQuestion {
             self.is_accepted = true;
             self.events.push(Event::Accepted(message_id.clone()));
         }
+    }
+
+    /// Applies a `delta`, and reports it unless the client has its text already or misses an
+    /// earlier delta.
+    pub(super) fn receive_delta(&mut self, frame: Delta) {
+        if let Some(event) = self.received.apply_delta(frame) {
+            self.events.push(event);
+        }
+    }
+
+    pub(super) fn receive_snapshot(&mut self, frame: Snapshot) {
+        let event = self.received.apply_snapshot(frame);
+        self.events.push(event);
+    }
+
+    pub(super) fn receive_restarted(&mut self, frame: Restarted) {
+        self.received.restart(frame.stream);
+        self.events.push(Event::Restarted);
     }
 
     /// Reports the outcome, which is the last event of the question.

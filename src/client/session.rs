@@ -17,12 +17,13 @@ use super::error::ClientError;
 use super::events::{Event, Outcome, State};
 use super::handshake::{Socket, open_connection};
 use super::pending_question::PendingQuestion;
+use super::received_parts::ReceivedParts;
 use super::retry_hint::{RetryHint, retry_backoff, retry_hint};
 use super::server_api::ServerApi;
 use crate::backoff::Backoff;
 use crate::protocol::error_code::ErrorCode;
 use crate::protocol::ids::ClientMessageId;
-use crate::protocol::wire::v1::{ClientToServer, Delta, ErrorFrame, ServerToClient, Welcome};
+use crate::protocol::wire::v1::{ClientToServer, ErrorFrame, ServerToClient, Welcome};
 
 /// Maximum time to write one frame. If the kernel has not accepted the frame by then, the
 /// connection counts as broken.
@@ -393,33 +394,40 @@ impl Session {
                     question.set_accepted(&frame.message_id);
                 }
             }
-            ServerToClient::Delta(frame) => self.handle_delta(frame),
+            ServerToClient::Delta(frame) => {
+                if let Some(question) = self.question_mut(frame.id.as_ref()) {
+                    question.receive_delta(frame);
+                }
+            }
             ServerToClient::Snapshot(frame) => {
                 if let Some(question) = self.question_mut(frame.id.as_ref()) {
-                    question.next_delta = Some((frame.attempt, frame.index));
-                    question.events.push(Event::Snapshot(frame.content));
+                    question.receive_snapshot(frame);
                 }
             }
             ServerToClient::Restarted(frame) => {
                 if let Some(question) = self.question_mut(frame.id.as_ref()) {
-                    question.next_delta = None;
-                    question.events.push(Event::Restarted);
+                    question.receive_restarted(frame);
                 }
             }
             ServerToClient::Response(frame) => {
-                let outcome = Outcome::Answered {
-                    content: frame.content,
-                    finish_reason: frame.finish_reason,
-                    model: frame.model,
-                    usage: frame.usage,
-                };
-                self.end_question(frame.position, frame.id.as_ref(), outcome);
+                self.end_question(frame.position, frame.id.as_ref(), |received| {
+                    Outcome::Answered {
+                        parts: received.finish(&frame.content, frame.parts.as_deref()),
+                        content: frame.content,
+                        finish_reason: frame.finish_reason,
+                        model: frame.model,
+                        usage: frame.usage,
+                    }
+                });
             }
             ServerToClient::Cancelled(frame) => {
-                let outcome = Outcome::Cancelled {
-                    content: frame.content,
-                };
-                self.end_question(frame.position, frame.id.as_ref(), outcome);
+                self.end_question(frame.position, frame.id.as_ref(), |received| {
+                    let content = frame.content.as_deref().unwrap_or_default();
+                    Outcome::Cancelled {
+                        parts: received.finish(content, frame.parts.as_deref()),
+                        content: frame.content,
+                    }
+                });
             }
             ServerToClient::Error(frame) => self.handle_error(frame),
             ServerToClient::CancelResult(frame) => {
@@ -433,27 +441,6 @@ impl Session {
             ServerToClient::Pong | ServerToClient::Other => {}
         }
         Ok(())
-    }
-
-    fn handle_delta(&mut self, frame: Delta) {
-        let Some(question) = self.question_mut(frame.id.as_ref()) else {
-            return;
-        };
-        let event = if frame.index > 0 {
-            if question.next_delta != Some((frame.attempt, frame.index)) {
-                // A delta that does not continue the text so far violates the protocol and is
-                // ignored. The next snapshot or terminal frame has the complete text.
-                return;
-            }
-            Event::Delta(frame.content)
-        } else if question.next_delta.is_some() {
-            // Index 0 begins the text again, so this delta replaces the text so far.
-            Event::Snapshot(frame.content)
-        } else {
-            Event::Delta(frame.content)
-        };
-        question.events.push(event);
-        question.next_delta = Some((frame.attempt, frame.index + 1));
     }
 
     fn handle_error(&mut self, frame: ErrorFrame) {
@@ -476,7 +463,7 @@ impl Session {
             retryable: frame.retryable.unwrap_or(false),
             retry_after,
         };
-        self.end_question(frame.position, frame.id.as_ref(), outcome);
+        self.end_question(frame.position, frame.id.as_ref(), |_| outcome);
     }
 
     fn question_mut(&mut self, id: Option<&ClientMessageId>) -> Option<&mut PendingQuestion> {
@@ -485,12 +472,12 @@ impl Session {
     }
 
     /// Records the position of a terminal frame, and ends the question with this `id` if the client
-    /// has asked it.
+    /// has asked it. `to_outcome` returns the outcome; it gets the parts that were received so far.
     fn end_question(
         &mut self,
         position: Option<String>,
         id: Option<&ClientMessageId>,
-        outcome: Outcome,
+        to_outcome: impl FnOnce(ReceivedParts) -> Outcome,
     ) {
         if position.is_some() {
             self.position = position;
@@ -500,7 +487,9 @@ impl Session {
             .iter()
             .position(|question| Some(&question.question.id) == id);
         if let Some(index) = index {
-            self.questions.remove(index).end(outcome);
+            let mut question = self.questions.remove(index);
+            let outcome = to_outcome(std::mem::take(&mut question.received));
+            question.end(outcome);
         }
     }
 }

@@ -349,9 +349,14 @@ keys! {
     MESSAGE_DEADLINE_MS "worker.message_deadline_ms" POSITIVE_MS, Fixed("300000"), WORKER,
         "Time limit for the answer to one message, including all attempts.";
     MAX_ANSWER_BYTES "worker.max_answer_bytes" bytes(1024, 64 << 20), Fixed("262144"), WORKER,
-        "Maximum size of an answer, counted as JSON. A longer answer is cut off at this size.";
+        "Maximum size of an answer with all its parts, counted as JSON. A longer answer is cut off \
+         at this size.";
+    REASONING "worker.reasoning" Kind::Choice(&["show", "keep", "drop"]), Fixed("show"), WORKER,
+        "What clients get of a model's reasoning. show: the text while the model writes it, \
+         afterwards only its length. keep: the text also in the terminal frame and in the history. \
+         drop: nothing. Reasoning is never part of a later prompt.";
     STREAM_FLUSH_MS "worker.stream_flush_ms" milliseconds(0, 10_000), Fixed("30"), WORKER,
-        "Time for which parts of an answer are collected into one delta.";
+        "Time for which the text of an answer is collected into one delta.";
     STREAM_FLUSH_BYTES "worker.stream_flush_bytes" bytes(1, 1 << 20), Fixed("1024"), WORKER,
         "Length of the collected text at which a delta is published at once.";
     MAX_DELIVERIES "pipeline.max_deliveries" count(1, 1000), Fixed("5"), CONSUMERS,

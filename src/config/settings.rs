@@ -282,8 +282,10 @@ pub struct WorkerSettings {
     pub message_max_age: Duration,
     /// `MESSAGE_DEADLINE_MS`: time limit for the answer to one message, including all attempts.
     pub message_deadline: Duration,
-    /// `MAX_ANSWER_BYTES`: maximum size of an answer as JSON, in bytes.
+    /// `MAX_ANSWER_BYTES`: maximum size of an answer with all its parts as JSON, in bytes.
     pub max_answer_bytes: usize,
+    /// `REASONING`: what clients get of a model's reasoning.
+    pub reasoning: Reasoning,
     /// `STREAM_FLUSH_MS`: time for which text is collected into one delta.
     pub stream_flush: Duration,
     /// `STREAM_FLUSH_BYTES`: size of the collected text, in bytes, at which a delta is published at
@@ -291,6 +293,18 @@ pub struct WorkerSettings {
     pub stream_flush_bytes: usize,
     /// Address on which the worker serves health and metrics (`METRICS_HOST`, `METRICS_PORT`).
     pub admin_listen: SocketAddr,
+}
+
+/// `REASONING`: what clients get of a model's reasoning.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Reasoning {
+    /// The text while the model writes it. Terminal frame and history have only its length.
+    #[default]
+    Show,
+    /// The text while the model writes it, and in terminal frame and history.
+    Keep,
+    /// Nothing: the worker discards it.
+    Drop,
 }
 
 /// Settings of the model's API.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use secrecy::ExposeSecret;
 
 use super::kind::{Kind, Value};
-use super::settings::{AuthMode, TokenEndpoint};
+use super::settings::{AuthMode, Reasoning, TokenEndpoint};
 use super::{Config, Flag, Role, Sources, keys};
 
 fn sources(variables: &[(&str, &str)]) -> Sources {
@@ -174,6 +174,18 @@ fn all_in_one_ignores_the_settings_of_a_deployment() {
     assert_eq!(config.relay().pipeline.dead_letter_topic, "responses.dlq");
     assert!(!config.gateway().interop && !config.kafka().interop);
     assert_eq!(config.gateway().auth, AuthMode::Open);
+}
+
+#[test]
+fn reasoning_is_shown_unless_it_is_kept_or_dropped() {
+    let reasoning = |variables: &[(&str, &str)]| load(Role::AiWorker, variables).worker().reasoning;
+    assert_eq!(reasoning(&[]), Reasoning::Show);
+    assert_eq!(reasoning(&[("REASONING", "show")]), Reasoning::Show);
+    assert_eq!(reasoning(&[("REASONING", "KEEP")]), Reasoning::Keep);
+    assert_eq!(reasoning(&[("REASONING", "drop")]), Reasoning::Drop);
+    let refused = Config::load(Role::AiWorker, &sources(&[("REASONING", "hide")]));
+    let text = refused.unwrap_err().to_string();
+    assert!(text.contains("show, keep, drop"), "{text}");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The calls that a worker makes while it generates an answer: take the lease on the message
-//! (`begin`), publish the text so far (`live`), store the outcome (`keep`), and read the earlier
-//! turns (`context`).
+//! (`begin`), publish the answer's parts while they grow (`open_part`, `append`), renew the lease
+//! (`renew`), store the outcome (`keep`), and read the earlier turns (`context`).
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,12 +11,13 @@ use async_trait::async_trait;
 use super::error::Result;
 use super::history::Turn;
 use super::message::MessageRef;
-use crate::protocol::ids::{ConversationId, UserId};
+use crate::protocol::ids::{ConversationId, StreamId, UserId};
+use crate::protocol::parts::{PartKind, TextRange};
 use crate::protocol::position::Position;
 use crate::protocol::record::Usage;
 
 /// Duration of a worker's lease on an answer, by the fan-out's clock. The lease starts anew with
-/// each [`Answers::begin`] that returns an attempt to this worker and each [`Answers::live`] that
+/// each [`Answers::begin`] that returns an attempt to this worker and each [`Answers::renew`] that
 /// is not refused.
 pub const LEASE: Duration = Duration::from_secs(3);
 
@@ -33,9 +34,24 @@ pub trait Answers: Send + Sync + 'static {
     /// has an outcome or another owner holds the lease.
     async fn begin(&self, call: BeginRequest) -> Result<BeginResponse>;
 
-    /// Appends a piece of the answer's text, publishes it on the live channel and renews the lease.
-    /// Without a piece of text, only renews the lease.
-    async fn live(&self, call: LiveRequest) -> Result<LiveResponse>;
+    /// Opens the next part of the answer with its first piece of text, and publishes the piece as
+    /// the part's opening. A repeat changes nothing.
+    async fn open_part(&self, call: OpenPartRequest) -> Result<StreamResponse>;
+
+    /// Appends a piece of text to the last part of a stream and publishes it. The call does not
+    /// check whether the caller still has the lease: a worker that has lost it can only append to
+    /// its own stream, which nobody reads any more.
+    ///
+    /// Returns the number of pieces that the fan-out has of the stream: 0 if the stream does not
+    /// exist, because the fan-out lost it or the answer has ended, and otherwise at least 1. If the
+    /// number is lower than the caller expects, the fan-out has lost data, and the caller calls
+    /// [`Answers::renew`]. After an error the caller repeats the call with the same piece, before
+    /// it appends another one.
+    async fn append(&self, call: AppendRequest) -> Result<u64>;
+
+    /// Renews the lease, and compares the parts that the fan-out has with those that the caller
+    /// knows to be stored.
+    async fn renew(&self, call: RenewRequest) -> Result<StreamResponse>;
 
     /// Stores the outcome of a message, unless it has one. The worker appends only a stored outcome
     /// to the log.
@@ -57,10 +73,21 @@ pub trait Answers: Send + Sync + 'static {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Owner(Arc<str>);
 
+/// Number of hexadecimal digits of an owner id. An owner id is unique among the deliveries of one
+/// message, of which there are few, and it is part of every delta.
+const OWNER_ID_DIGITS: usize = 16;
+
 impl Owner {
     /// Generates a new owner id.
     pub fn random() -> Self {
-        Self(uuid::Uuid::new_v4().simple().to_string().into())
+        let random = uuid::Uuid::new_v4().simple().to_string();
+        Self(random[..OWNER_ID_DIGITS].into())
+    }
+
+    /// The stream of this owner's attempt with this number. An owner never has two attempts with
+    /// the same number, so no two attempts have the same stream.
+    pub fn stream(&self, attempt: u32) -> StreamId {
+        StreamId::of_attempt(&self.0, attempt)
     }
 
     /// The owner id as text, as the fan-out stores it.
@@ -95,8 +122,8 @@ pub enum BeginResponse {
     Ended(StoredOutcome),
     /// Another owner holds the lease for this remaining time. Call `begin` again after this time.
     Busy(Duration),
-    /// This owner has the lease. The answer's text is empty, unless the call was a repeat: then the
-    /// text that was appended since the first call stays.
+    /// This owner has the lease. The attempt's stream has no parts, unless the call was a repeat:
+    /// then the parts that were opened since the first call stay.
     Attempt {
         /// Number of the attempt, from 1.
         number: u32,
@@ -139,36 +166,82 @@ pub enum HistoryResponse {
     Turns(HistoryVersion, Vec<Turn>),
 }
 
-/// Argument of [`Answers::live`].
+/// A piece of the text of a part.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Piece {
+    /// Where the text lies in the answer. A piece never begins or ends inside a character, and two
+    /// pieces of a stream overlap only if they are the same piece.
+    pub range: TextRange,
+    /// The text.
+    pub text: String,
+}
+
+/// Argument of [`Answers::open_part`].
 #[derive(Debug, Clone)]
-pub struct LiveRequest {
+pub struct OpenPartRequest {
     /// The message that the worker answers.
     pub message: MessageRef,
     /// The worker that generates the answer.
     pub owner: Owner,
     /// Number of the worker's attempt.
     pub attempt: u32,
-    /// The index of a piece of text, counted from 0 in each attempt, and the piece. With `None` the
-    /// call only renews the lease.
-    pub delta: Option<(u32, String)>,
+    /// What the part contains.
+    pub kind: PartKind,
+    /// JSON object with the part's properties; `None` if it has none.
+    pub meta: Option<Arc<str>>,
+    /// Length of the previous part in UTF-16 code units; `None` for the first part.
+    pub previous_end: Option<u32>,
+    /// The first piece of the part's text, which may be empty. Its offset is 0.
+    pub piece: Piece,
 }
 
-/// Response to [`Answers::live`].
+/// Argument of [`Answers::append`].
+#[derive(Debug, Clone)]
+pub struct AppendRequest {
+    /// The message that the worker answers.
+    pub message: MessageRef,
+    /// The worker that generates the answer.
+    pub owner: Owner,
+    /// Number of the worker's attempt.
+    pub attempt: u32,
+    /// The piece of text. It continues the last part that was opened.
+    pub piece: Piece,
+}
+
+/// Argument of [`Answers::renew`].
+#[derive(Debug, Clone)]
+pub struct RenewRequest {
+    /// The message that the worker answers.
+    pub message: MessageRef,
+    /// The worker that generates the answer.
+    pub owner: Owner,
+    /// Number of the worker's attempt.
+    pub attempt: u32,
+    /// Number of parts that the fan-out has confirmed in this attempt.
+    pub parts: u32,
+    /// Length of the last of these parts that the fan-out has confirmed, in UTF-16 code units; 0
+    /// without a part.
+    pub last_length: u32,
+    /// Number of pieces of the stream that the fan-out had when it last confirmed one. Where it has
+    /// at least as many and the last one ends at `last_length`, it may take them for complete; it
+    /// reads all pieces otherwise.
+    pub pieces: u64,
+}
+
+/// Response to [`Answers::open_part`] and [`Answers::renew`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LiveResponse {
-    /// The piece of text, if the call had any, was appended, and the lease was renewed.
-    Written,
-    /// The call's index is not the expected index, so the call is a repeat and its text was not
-    /// appended. Contains the expected index. The lease was renewed.
-    OutOfOrder(u32),
+pub enum StreamResponse {
+    /// The part is open, or the lease was renewed. Contains the number of pieces that the fan-out
+    /// now has of the stream. The number can be lower than before, because a renewal joins pieces.
+    Confirmed(u64),
     /// Another owner or attempt is current, or the message has an outcome. The worker stops and
     /// closes the call to the provider.
     Fenced,
     /// The user has cancelled or forgotten the message. The worker stops and calls `keep` with the
     /// text so far.
     Cancelled,
-    /// The fan-out lost the answer in flight. The worker calls `begin` again and sends the whole
-    /// text again.
+    /// The fan-out lost the answer in flight or some of its text. The worker calls `begin` again
+    /// and opens all parts again.
     DataLost,
 }
 

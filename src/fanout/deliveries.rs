@@ -1,6 +1,8 @@
 //! The calls that a relay makes to deliver terminal records (`deliver`), and to detect and repair a
 //! data loss of the fan-out (markers, rebuilds, disruptions).
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use tokio::sync::watch;
 
@@ -76,6 +78,9 @@ pub struct DeliverRequest {
     pub frame: String,
     /// The answer's text for the turn in the history.
     pub answer: String,
+    /// JSON array of the answer's parts for the turn in the history; `None` if the answer is one
+    /// part of text.
+    pub parts: Option<Arc<str>>,
     /// The status of the turn in the history.
     pub status: TurnStatus,
 }

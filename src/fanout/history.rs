@@ -1,5 +1,7 @@
 //! The calls that a gateway makes to list, show and forget a user's conversations.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 
 use super::error::Result;
@@ -75,6 +77,9 @@ pub struct Turn {
     pub question: Option<String>,
     /// The text that the model generated and the user received.
     pub answer: String,
+    /// JSON array of the answer's parts, as in the terminal record; `None` if the answer is one
+    /// part of text.
+    pub parts: Option<Arc<str>>,
     /// Whether the answer is complete, was cancelled or failed.
     pub status: TurnStatus,
     /// When the turn was first stored, in milliseconds since the Unix epoch by the fan-out's clock.

@@ -50,9 +50,9 @@ mod tokens;
 
 pub use admissions::{Admission, AdmissionDecision, Admissions, Limit};
 pub use answers::{
-    Answers, BeginRequest, BeginResponse, HistoryRequest, HistoryResponse, HistoryVersion,
-    KeepRequest, KeepResponse, LEASE, LazyOutcome, LiveRequest, LiveResponse, NewOutcome, Owner,
-    StoredOutcome, TurnAppend,
+    Answers, AppendRequest, BeginRequest, BeginResponse, HistoryRequest, HistoryResponse,
+    HistoryVersion, KeepRequest, KeepResponse, LEASE, LazyOutcome, NewOutcome, OpenPartRequest,
+    Owner, Piece, RenewRequest, StoredOutcome, StreamResponse, TurnAppend,
 };
 pub use deliveries::{DeliverRequest, DeliverResponse, Deliveries};
 pub use error::{FanoutError, Result};

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 
 use super::client::Client;
 use super::delivery;
@@ -16,10 +17,10 @@ use crate::fanout::{Channel, FanoutError, Feed};
 use crate::protocol::ids::UserId;
 
 /// A feed that confirms every subscription and publishes nothing.
-struct IdleFeed;
+pub(super) struct ConfirmingFeed;
 
 #[async_trait]
-impl Feed for IdleFeed {
+impl Feed for ConfirmingFeed {
     async fn subscribe(&self, _: &UserId, _: Channel) -> Result<(), FanoutError> {
         Ok(())
     }
@@ -47,7 +48,7 @@ impl RegistryBench {
             metrics: GatewayMetrics::new("bench", "bench"),
             clients: Vec::new(),
         };
-        bench.registry.set_feed(Arc::new(IdleFeed));
+        bench.registry.set_feed(Arc::new(ConfirmingFeed));
         for user in users {
             for _ in 0..connections_per_user {
                 let client = Client::new(&Protocol::Classic, 1 << 20);
@@ -63,7 +64,8 @@ impl RegistryBench {
     pub fn publish(&self, user: &UserId, payload: &[u8]) -> bool {
         let sessions = self.registry.get(user);
         sessions.is_some_and(|sessions| {
-            delivery::deliver_published(&self.metrics, &sessions, Channel::Terminal, payload)
+            let payload = Bytes::copy_from_slice(payload);
+            delivery::deliver_published(&self.metrics, &sessions, Channel::Terminal, &payload)
                 .is_delivered()
         })
     }

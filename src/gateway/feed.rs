@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 
@@ -87,7 +88,7 @@ fn distribute_frame(
     clear_sender: &ClearSender,
     user: &UserId,
     channel: Channel,
-    payload: &[u8],
+    payload: &Bytes,
 ) {
     gateway.metrics.published_frames.increment(1);
     gateway

@@ -226,8 +226,8 @@ async fn run_pass(gateway: &Gateway, sessions: &UserSessions) -> Result<(), Fano
     Ok(())
 }
 
-/// Marks the `chatmesh.v1` connections stale that have missed a frame which was published before
-/// the read.
+/// Marks the `chatmesh.v1` connections stale that have missed a frame, or text of an answer, which
+/// was published before the read.
 async fn mark_stale_subscribers(sessions: &UserSessions, view: &UserView, start: &PassStart) {
     let current = &view.number;
     let is_ahead =
@@ -243,7 +243,7 @@ async fn mark_stale_subscribers(sessions: &UserSessions, view: &UserView, start:
             let published = sessions.frame_published.notified();
             tokio::pin!(published);
             published.as_mut().enable();
-            if sessions.state().subscribers.have_all_received(current) {
+            if sessions.state().subscribers.have_received(view) {
                 return;
             }
             published.await;
@@ -257,7 +257,7 @@ async fn mark_stale_subscribers(sessions: &UserSessions, view: &UserView, start:
         MAX_DELIVERY_DELAY
     };
     if timeout(max_wait, all_received).await.is_err() {
-        sessions.state().subscribers.mark_stale_before(current);
+        sessions.state().subscribers.mark_stale_behind(view);
     }
 }
 

@@ -105,6 +105,12 @@ identifier!(
     MessageId, "message_id", 64
 );
 
+identifier!(
+    /// Identifies the stream of one attempt at an answer within its message: 1–64 characters. No
+    /// two attempts have the same stream.
+    StreamId, "stream", 64
+);
+
 impl ConversationId {
     /// The conversation of messages that name no conversation.
     pub fn default_conversation() -> Self {
@@ -115,6 +121,14 @@ impl ConversationId {
     pub fn random() -> Self {
         let random = Uuid::new_v4().simple().to_string();
         Self(format!("chat-{}", &random[..12]).into())
+    }
+}
+
+impl StreamId {
+    /// The stream of the attempt with this number of the worker with this owner id. An owner id
+    /// consists of characters that a stream's id may have, and is at most 32 characters long.
+    pub(crate) fn of_attempt(owner: &str, attempt: u32) -> Self {
+        Self(format!("{owner}.{attempt}").into())
     }
 }
 

@@ -14,6 +14,7 @@ pub mod error_code;
 pub mod ids;
 pub mod log_record;
 pub mod open_message;
+pub mod parts;
 pub mod position;
 pub mod published;
 pub mod record;

@@ -1,7 +1,7 @@
 //! Open messages, which are the messages that are pending or whose answers are in flight. The
 //! fan-out returns them from a read, and the gateway sends them to the user's devices.
 
-use super::ids::{ClientMessageId, ConversationId, MessageId};
+use super::ids::{ClientMessageId, ConversationId, MessageId, StreamId};
 
 /// A message that was admitted and whose terminal frame has not been delivered yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,12 +27,25 @@ pub struct InFlightAnswer {
     pub id: Option<ClientMessageId>,
     /// The conversation that the message belongs to.
     pub conversation: ConversationId,
-    /// Number of the attempt that generates the text, from 1. A later attempt begins with an empty
-    /// text.
+    /// Number of the attempt that generates the answer, from 1.
     pub attempt: u32,
-    /// Index of the next delta, from 0.
-    pub index: u32,
-    /// The text of all deltas of the attempt so far.
+    /// The stream of that attempt.
+    pub stream: StreamId,
+    /// The parts of the stream so far, in order. Only the last part can still grow.
+    pub parts: Vec<InFlightPart>,
+}
+
+/// A part of an answer in flight. Kind and properties are passed on as the fan-out stores them,
+/// because a newer worker may use kinds that this version does not know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InFlightPart {
+    /// What the part contains; the name of a [`PartKind`](super::parts::PartKind).
+    pub kind: String,
+    /// JSON object with the part's properties; `None` if it has none.
+    pub meta: Option<String>,
+    /// Length of the text in UTF-16 code units.
+    pub length: u32,
+    /// The text so far.
     pub text: String,
 }
 

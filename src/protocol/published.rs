@@ -3,12 +3,14 @@
 
 use std::borrow::Cow;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::encode_json;
 use super::error_code::ErrorCode;
-use super::ids::{ConversationId, MessageId};
+use super::ids::{ConversationId, MessageId, StreamId};
+use super::parts::TextRange;
 use super::trace_context::TraceContext;
 
 /// The type of a published frame. `cancelled` is a type of its own here, although it is published
@@ -23,12 +25,24 @@ pub enum FrameKind {
     Cancelled,
     /// The log has acknowledged a message of this user.
     Accepted,
-    /// The next part of an answer's text.
+    /// A piece of an answer. The gateway decodes only the first piece of a part, its opening; it
+    /// forwards every later piece as it was published ([`DeltaHead`](super::v1::DeltaHead)).
     Delta,
-    /// A new attempt begins; clients discard the text so far.
+    /// A new attempt begins; clients discard the parts so far.
     Restarted,
     /// A frame that is never sent to clients.
     Other,
+}
+
+/// Where the opening of a part, which is the first `delta` of the part, lies in its answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PublishedOpening {
+    /// The stream of the attempt that generates the part.
+    pub stream: StreamId,
+    /// Where the first piece of the part's text lies.
+    pub range: TextRange,
+    /// Length of the previous part in UTF-16 code units; `None` for the first part.
+    pub previous_end: Option<u32>,
 }
 
 /// A frame published on one of a user's channels, with the fields that connections need. Fields
@@ -58,7 +72,21 @@ pub struct PublishedFrame<'a> {
     #[serde(borrow, default)]
     pub(super) attempt: Option<&'a RawValue>,
     #[serde(borrow, default)]
-    pub(super) index: Option<&'a RawValue>,
+    pub(super) stream: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    pub(super) part: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    pub(super) offset: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    pub(super) end: Option<&'a RawValue>,
+    #[serde(borrow, default, rename = "kind")]
+    pub(super) part_kind: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    pub(super) meta: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    pub(super) previous_end: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    pub(super) parts: Option<&'a RawValue>,
     #[serde(borrow, default)]
     pub(super) retryable: Option<&'a RawValue>,
     #[serde(borrow, default)]
@@ -125,6 +153,29 @@ impl<'a> PublishedFrame<'a> {
         ConversationId::parse(&text).ok()
     }
 
+    /// The stream that an opening or `restarted` names. `None` if the frame names none, or an
+    /// invalid one.
+    pub fn stream(&self) -> Option<StreamId> {
+        decode(self.stream)
+    }
+
+    /// Where the part lies that this `delta` opens. `None` if the frame is no opening, or if one of
+    /// its fields is invalid.
+    pub fn opening(&self) -> Option<PublishedOpening> {
+        if self.kind() != FrameKind::Delta || self.part_kind.is_none() {
+            return None;
+        }
+        Some(PublishedOpening {
+            stream: self.stream()?,
+            range: TextRange {
+                part: decode(self.part)?,
+                offset: decode(self.offset)?,
+                end: decode(self.end)?,
+            },
+            previous_end: decode(self.previous_end),
+        })
+    }
+
     /// The type of the frame, with `cancelled` as a type of its own.
     pub fn kind(&self) -> FrameKind {
         match &*self.type_name {
@@ -147,6 +198,11 @@ impl<'a> PublishedFrame<'a> {
             FrameKind::Response | FrameKind::Error | FrameKind::Cancelled
         )
     }
+}
+
+/// Decodes a field. `None` if the frame does not have it, or if it has another form.
+fn decode<T: DeserializeOwned>(field: Option<&RawValue>) -> Option<T> {
+    serde_json::from_str(field?.get()).ok()
 }
 
 /// The terminal frame that a gateway makes for a forgotten message (its conversation was deleted)

@@ -7,9 +7,11 @@ use bytes::Bytes;
 use schemars::JsonSchema;
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::value::RawValue;
 
 use super::error_code::ErrorCode;
 use super::ids::{ClientMessageId, ConversationId, MessageId, UserId};
+use super::parts::FinishedPart;
 use super::trace_context::TraceContext;
 use crate::protocol::log_record::{Headers, Record};
 
@@ -217,6 +219,11 @@ pub struct TerminalRecord {
     /// The text of the answer. If the message was cancelled, the text that was generated before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub content: Option<String>,
+    /// The parts of the answer, in order. Absent if the answer is one part of text, or empty.
+    // Not decoded, so that the record of a later version with other parts is delivered unchanged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Vec<FinishedPart>>")]
+    pub parts: Option<Box<RawValue>>,
     /// Human-readable reason of a failure or cancellation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
@@ -308,6 +315,7 @@ impl TerminalRecord {
             v: 1,
             kind,
             content: None,
+            parts: None,
             message: None,
             userid: question.user.clone(),
             timestamp: Some(super::timestamp::now_rfc3339()),
@@ -344,5 +352,31 @@ impl TerminalRecord {
     /// Encodes the frame as JSON.
     pub fn to_json(&self) -> String {
         super::encode_json(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_of_a_terminal_record_are_passed_on_unchanged() {
+        let json = concat!(
+            r#"{"v":1,"type":"response","content":"Hi","#,
+            r#""parts":[{"kind":"image", "meta":{"w":7.50}},{"kind":"text","length":2}],"#,
+            r#""userid":"alice","correlation_id":"c"}"#,
+        );
+        let terminal = TerminalRecord::parse(json.as_bytes()).unwrap();
+        assert_eq!(terminal.clone().to_json(), json);
+    }
+
+    #[test]
+    fn terminal_record_without_parts_has_none() {
+        for parts in ["", r#","parts":null"#] {
+            let json = format!(r#"{{"v":1,"type":"response","userid":"alice"{parts}}}"#);
+            let terminal = TerminalRecord::parse(json.as_bytes()).unwrap();
+            assert!(terminal.parts.is_none(), "{json}");
+            assert!(!terminal.to_json().contains("parts"), "{json}");
+        }
     }
 }

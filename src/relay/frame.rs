@@ -1,5 +1,7 @@
 //! Converts terminal records into the frames that clients receive, for the handler.
 
+use std::sync::Arc;
+
 use crate::fanout::TurnStatus;
 use crate::protocol::error_code::ErrorCode;
 use crate::protocol::ids::{MessageId, UserId};
@@ -72,6 +74,7 @@ pub(super) fn error_frame(
         v: 1,
         kind: TerminalKind::Error,
         content: None,
+        parts: None,
         message: Some(code.text().to_owned()),
         userid: UserId::parse(user).ok()?,
         timestamp: Some(now_rfc3339()),
@@ -133,6 +136,13 @@ pub(super) fn turn_text(terminal: &TerminalRecord) -> String {
         .unwrap_or_default()
 }
 
+/// The parts that the history stores with the answer, as a JSON array. `None` if the record has
+/// none, or something else in their place.
+pub(super) fn turn_parts(terminal: &TerminalRecord) -> Option<Arc<str>> {
+    let parts = terminal.parts.as_ref()?.get();
+    parts.starts_with('[').then(|| parts.into())
+}
+
 pub(super) fn turn_status(terminal: &TerminalRecord) -> TurnStatus {
     match (terminal.kind, terminal.code) {
         (TerminalKind::Response, _) => TurnStatus::Answered,
@@ -187,6 +197,34 @@ mod tests {
         assert_eq!(json.get("traceparent"), None);
         assert_eq!(json["position"], position().to_string());
         assert_eq!(json.get("n"), None);
+    }
+
+    #[test]
+    fn parts_of_every_kind_reach_client_and_history_unchanged() {
+        let parts = r#"[{"kind":"image","meta":{"w":7.50}},{"kind":"text","length":2}]"#;
+        // A frame without a correlation id is encoded again.
+        for correlation_id in [r#","correlation_id":"c""#, ""] {
+            let (frame, _) = parse(&format!(
+                r#"{{"type":"response","content":"hi","parts":{parts},"userid":"alice"{correlation_id}}}"#
+            ))
+            .unwrap();
+            assert!(frame.json.contains(parts), "{}", frame.json);
+            assert_eq!(turn_parts(&frame.terminal).as_deref(), Some(parts));
+        }
+    }
+
+    #[test]
+    fn history_gets_only_a_list_as_parts() {
+        for parts in [
+            "",
+            r#","parts":null"#,
+            r#","parts":7"#,
+            r#","parts":{"a":[]}"#,
+        ] {
+            let value = format!(r#"{{"type":"response","content":"hi","userid":"alice"{parts}}}"#);
+            let (frame, _) = parse(&value).unwrap();
+            assert_eq!(turn_parts(&frame.terminal), None, "{value}");
+        }
     }
 
     #[test]

@@ -206,6 +206,7 @@ impl RelayHandler {
             is_rewind: delivery.already_finished,
             frame: frame::append_trace(frame.json.clone(), span.context()),
             answer: frame::turn_text(terminal),
+            parts: frame::turn_parts(terminal),
             status: frame::turn_status(terminal),
         }
     }

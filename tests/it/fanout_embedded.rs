@@ -78,6 +78,10 @@ impl Backend for EmbeddedBackend {
             values.any(|mut windows| windows.any(|window| window == text.as_bytes()))
         })
     }
+
+    async fn key_names(&self, _user: &UserId) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 mod memory {

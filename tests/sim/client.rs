@@ -1,10 +1,12 @@
 //! A `chatmesh.v1` client, its gateway's side of the socket, and the checks on every frame that the
 //! client receives.
 
-use crate::model::{Model, Violation};
+use crate::model::{Model, PIECES_PER_PART, Violation};
 use crate::reference::{
-    Frame, Message, Offset, Outcome, OutcomeKind, Position, PublishedFrame, SharedState,
+    Frame, Message, Offset, Outcome, OutcomeKind, Parts, Piece, Position, PublishedFrame, Rule,
+    SharedState, Stream,
 };
+use crate::stream_progress::{DeltaDecision, StreamProgress};
 
 /// A frame that the gateway sends to the client.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -15,7 +17,7 @@ pub(crate) enum ServerFrame {
         /// The history at the moment of the gateway's read, for a client that must reload it.
         history: Vec<(Message, Outcome)>,
     },
-    Snapshot(Message, u8, Vec<u8>),
+    Snapshot(Message, Stream, Parts),
     Live(Frame),
     /// The terminal frame of a message that the client sent again.
     ResendReply(Message, Outcome),
@@ -42,11 +44,12 @@ enum KnownOutcome {
     FromFrame(Outcome),
 }
 
-/// The text of an answer as the client shows it: for each piece the model call that it came from.
+/// The parts of an answer as the client shows them.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
-struct Text {
-    attempt: u8,
-    pieces: Vec<u8>,
+struct ShownAnswer {
+    /// The current stream; `None` before the first.
+    stream: Option<Stream>,
+    parts: Parts,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -60,11 +63,12 @@ pub(crate) struct Client {
     /// the mailbox was rebuilt and its positions began again.
     received_before: Option<Position>,
     feed: Vec<PublishedFrame>,
+    progress: StreamProgress,
     socket: Vec<ServerFrame>,
     // The client's own state.
     position: Option<Position>,
     outcomes: Vec<KnownOutcome>,
-    texts: Vec<Text>,
+    answers: Vec<ShownAnswer>,
 }
 
 fn is_covered(offset: Offset, position: Option<Position>) -> bool {
@@ -79,10 +83,11 @@ impl Client {
             sent_up_to: None,
             received_before: None,
             feed: Vec::new(),
+            progress: StreamProgress::new(messages),
             socket: Vec::new(),
             position: None,
             outcomes: vec![KnownOutcome::Unknown; messages],
-            texts: vec![Text::default(); messages],
+            answers: vec![ShownAnswer::default(); messages],
         }
     }
 
@@ -102,6 +107,11 @@ impl Client {
         self.is_live() && !self.feed.is_empty()
     }
 
+    /// Number of published frames that the gateway has not handled.
+    pub(crate) fn published_frames(&self) -> usize {
+        self.feed.len()
+    }
+
     pub(crate) fn can_receive(&self) -> bool {
         !self.socket.is_empty()
     }
@@ -110,7 +120,9 @@ impl Client {
     pub(crate) fn has_undetected_gap(&self, shared: &SharedState) -> bool {
         match self.subscription {
             Subscription::Live { counter_id, n } => {
-                self.feed.is_empty() && (shared.counter_id, shared.n) != (Some(counter_id), n)
+                let is_behind = (shared.counter_id, shared.n) != (Some(counter_id), n)
+                    || !self.progress.covers(&shared.in_flight_answers());
+                self.feed.is_empty() && is_behind
             }
             Subscription::Disconnected | Subscription::NeedsRead => false,
         }
@@ -127,9 +139,9 @@ impl Client {
         }
     }
 
-    /// The text of a message as the client shows it before the outcome.
-    pub(crate) fn text(&self, message: Message) -> &[u8] {
-        &self.texts[usize::from(message)].pieces
+    /// The parts of a message's answer as the client shows them before the outcome.
+    pub(crate) fn parts(&self, message: Message) -> &Parts {
+        &self.answers[usize::from(message)].parts
     }
 
     pub(crate) fn connect(&mut self) {
@@ -142,6 +154,7 @@ impl Client {
     pub(crate) fn drop_socket(&mut self) {
         self.subscription = Subscription::Disconnected;
         self.feed.clear();
+        self.progress.clear();
         self.socket.clear();
     }
 
@@ -152,10 +165,10 @@ impl Client {
         self.require_read();
     }
 
+    /// The gateway must read the mailbox. It buffers the frames that are published until then.
     pub(crate) fn require_read(&mut self) {
         if self.is_live() {
             self.subscription = Subscription::NeedsRead;
-            self.feed.clear();
         }
     }
 
@@ -164,7 +177,7 @@ impl Client {
     }
 
     pub(crate) fn publish(&mut self, frames: &[PublishedFrame]) {
-        if self.is_live() {
+        if !self.is_disconnected() {
             self.feed.extend_from_slice(frames);
         }
     }
@@ -226,9 +239,10 @@ impl Client {
             });
         }
         self.is_welcomed = true;
-        for (message, attempt, text) in view.in_flight {
-            self.socket
-                .push(ServerFrame::Snapshot(message, attempt, text));
+        self.progress.set_from_view(&view.in_flight);
+        for answer in view.in_flight {
+            let snapshot = ServerFrame::Snapshot(answer.message, answer.stream, answer.parts);
+            self.socket.push(snapshot);
         }
         self.subscription = Subscription::Live {
             counter_id: view.counter_id,
@@ -237,27 +251,45 @@ impl Client {
     }
 
     /// The gateway handles the next published frame.
-    pub(crate) fn handle_published_frame(&mut self, detects_gaps: bool, filters_by_position: bool) {
+    pub(crate) fn handle_published_frame(&mut self, shared: &SharedState) {
         let Subscription::Live { counter_id, n } = self.subscription else {
             return;
         };
         let next = self.feed.remove(0);
-        if detects_gaps && (next.counter_id != counter_id || next.n > n + 1) {
-            self.require_read();
-            return;
-        }
-        if next.counter_id == counter_id && next.n <= n {
-            return;
-        }
-        self.subscription = Subscription::Live {
-            counter_id: next.counter_id,
-            n: next.n,
-        };
-        if let Frame::Terminal(_, offset, _) = next.frame {
-            if filters_by_position && self.has_received(offset) {
+        if let Some(number) = next.number {
+            let is_gap = number.counter_id != counter_id || number.n > n + 1;
+            if shared.enforces(Rule::GapTriggersRead) && is_gap {
+                self.require_read();
                 return;
             }
-            self.sent_up_to = Some(Position::At(offset));
+            if number.counter_id == counter_id && number.n <= n {
+                return;
+            }
+            self.subscription = Subscription::Live {
+                counter_id: number.counter_id,
+                n: number.n,
+            };
+        }
+        match next.frame {
+            Frame::Accepted(_) => {}
+            Frame::Restarted(message, _, stream) => self.progress.start(message, stream),
+            Frame::Delta(message, stream, piece) => {
+                match self.progress.decide(message, stream, piece, shared) {
+                    DeltaDecision::Forward => {}
+                    DeltaDecision::Skip => return,
+                    DeltaDecision::Read => {
+                        self.require_read();
+                        return;
+                    }
+                }
+            }
+            Frame::Terminal(message, offset, _) => {
+                self.progress.end(message);
+                if shared.enforces(Rule::PositionFilter) && self.has_received(offset) {
+                    return;
+                }
+                self.sent_up_to = Some(Position::At(offset));
+            }
         }
         self.socket.push(ServerFrame::Live(next.frame));
     }
@@ -282,9 +314,12 @@ impl Client {
                 }
                 Ok(())
             }
-            ServerFrame::Snapshot(message, attempt, pieces) => {
-                self.texts[usize::from(message)] = Text { attempt, pieces };
-                self.check_single_call(message)
+            ServerFrame::Snapshot(message, stream, parts) => {
+                self.answers[usize::from(message)] = ShownAnswer {
+                    stream: Some(stream),
+                    parts,
+                };
+                self.check_text(message)
             }
             ServerFrame::ResendReply(message, outcome) => match self.known_outcome(message) {
                 Some(known) if known == outcome => Ok(()),
@@ -293,38 +328,70 @@ impl Client {
                 )),
             },
             ServerFrame::Live(Frame::Accepted(_)) => Ok(()),
-            ServerFrame::Live(Frame::Restarted(message, attempt)) => {
-                self.texts[usize::from(message)] = Text {
-                    attempt,
-                    pieces: Vec::new(),
+            ServerFrame::Live(Frame::Restarted(message, _, stream)) => {
+                self.answers[usize::from(message)] = ShownAnswer {
+                    stream: Some(stream),
+                    parts: Parts::new(),
                 };
                 Ok(())
             }
-            ServerFrame::Live(Frame::Delta {
-                message,
-                attempt,
-                index,
-                call,
-            }) => {
-                let text = &mut self.texts[usize::from(message)];
-                if index == 0 {
-                    text.attempt = attempt;
-                    text.pieces.clear();
+            ServerFrame::Live(Frame::Delta(message, stream, piece)) => {
+                if model.data_losses > 0 && self.has_ended(message) {
+                    // The fan-out lost the outcome, so a worker answers the message again. The
+                    // client ignores the answer.
+                    return Ok(());
                 }
-                if usize::from(index) != text.pieces.len() || text.attempt != attempt {
-                    return Err(format!(
-                        "piece {index} of attempt {attempt} after {} of attempt {}",
-                        text.pieces.len(),
-                        text.attempt
-                    ));
-                }
-                text.pieces.push(call);
-                self.check_single_call(message)
+                self.receive_delta(message, stream, piece)?;
+                self.check_text(message)
             }
             ServerFrame::Live(Frame::Terminal(message, offset, outcome)) => {
                 self.receive_outcome(message, offset, outcome, model)
             }
         }
+    }
+
+    fn has_ended(&self, message: Message) -> bool {
+        matches!(
+            self.outcomes[usize::from(message)],
+            KnownOutcome::FromFrame(_)
+        )
+    }
+
+    /// Appends a delta. The gateway sends a client no delta that does not continue what it has.
+    fn receive_delta(
+        &mut self,
+        message: Message,
+        stream: Stream,
+        piece: Piece,
+    ) -> Result<(), Violation> {
+        let index = usize::from(message);
+        if self.has_ended(message) {
+            return Err(format!(
+                "message {message} has ended, and {piece:?} follows"
+            ));
+        }
+        let answer = &mut self.answers[index];
+        if answer.stream != Some(stream) && piece.part == 0 && piece.opening.is_some() {
+            *answer = ShownAnswer {
+                stream: Some(stream),
+                parts: Parts::new(),
+            };
+        }
+        let count = answer.parts.len();
+        let last_length = answer.parts.last().map_or(0, |part| part.len() as u8);
+        let continues = match piece.opening {
+            Some(previous_end) => usize::from(piece.part) == count && previous_end == last_length,
+            None => usize::from(piece.part) + 1 == count && piece.offset == last_length,
+        };
+        if answer.stream != Some(stream) || !continues {
+            return Err(format!("{piece:?} of stream {stream} follows {answer:?}"));
+        }
+        if piece.opening.is_some() {
+            answer.parts.push(Vec::new());
+        }
+        let units = (piece.offset..piece.end).map(|_| piece.call);
+        answer.parts[usize::from(piece.part)].extend(units);
+        Ok(())
     }
 
     fn reload_history(&mut self, history: Vec<(Message, Outcome)>) {
@@ -370,14 +437,23 @@ impl Client {
         }
         self.position = Some(Position::At(offset));
         self.outcomes[usize::from(message)] = KnownOutcome::FromFrame(outcome);
+        self.answers[usize::from(message)] = ShownAnswer::default();
         Ok(())
     }
 
-    /// Checks that the text of two model calls is never mixed.
-    fn check_single_call(&self, message: Message) -> Result<(), Violation> {
-        let pieces = self.text(message);
-        if pieces.windows(2).any(|pair| pair[0] != pair[1]) {
-            return Err(format!("text of several calls is mixed: {pieces:?}"));
+    /// Checks that the text of two model calls is never mixed, and that no text is repeated.
+    fn check_text(&self, message: Message) -> Result<(), Violation> {
+        let parts = self.parts(message);
+        let mut calls = parts.iter().flatten();
+        let first = calls.next();
+        if calls.any(|call| Some(call) != first) {
+            return Err(format!("text of several calls is mixed: {parts:?}"));
+        }
+        if parts
+            .iter()
+            .any(|part| part.len() > usize::from(PIECES_PER_PART))
+        {
+            return Err(format!("a piece of text is repeated: {parts:?}"));
         }
         Ok(())
     }

@@ -13,10 +13,12 @@ mod conformance;
 mod model;
 mod reference;
 mod scenarios;
+mod scenarios_streams;
 mod search;
 mod searches;
 #[path = "../common/seeds.rs"]
 mod seeds;
 #[path = "../common/settings.rs"]
 mod settings;
+mod stream_progress;
 mod torn_journals;

@@ -1,4 +1,4 @@
-//! The scenarios S1 to S15 of docs/consistency.md. The model takes exactly their steps, then any
+//! The scenarios S1 to S15 of docs/consistency.md, and what all scenarios share. The model takes exactly their steps, then any
 //! steps until it reaches a final state, which is checked as in a search.
 
 use crate::model::Fault::{
@@ -11,8 +11,8 @@ use crate::model::Step::{
 };
 use crate::model::{Model, RecordTask, SearchBounds, Stage, Step};
 use crate::reference::{
-    AdmissionDecision, BeginResponse, CancelResult, DeliverResponse, LiveResponse, OutcomeKind,
-    Position, SharedState, StoredOutcome,
+    AdmissionDecision, CancelResult, DeliverResponse, OutcomeKind, Position, SharedState,
+    StoredOutcome,
 };
 
 const FAULTS: &[(Fault, u8)] = &[
@@ -21,7 +21,7 @@ const FAULTS: &[(Fault, u8)] = &[
     (Fault::ReassignMessages, 1),
     (PausePastLease, 1),
     (DuplicateCall, 2),
-    (LosePublish, 1),
+    (LosePublish, 2),
     (DropSocket, 1),
     (EmptyRedis, 1),
     (RollBackRedis, 1),
@@ -32,10 +32,15 @@ const FAULTS: &[(Fault, u8)] = &[
 const ONE_CONVERSATION: &[u8] = &[0, 0];
 
 /// A model with a live client and a relay that has set the marker.
-fn start(messages: usize) -> Model {
+pub(crate) fn start(messages: usize) -> Model {
+    start_with_pieces(messages, 2)
+}
+
+/// The same, with answers of this number of pieces.
+pub(crate) fn start_with_pieces(messages: usize, pieces: u8) -> Model {
     let mut model = Model::new(&SearchBounds {
         conversations: &ONE_CONVERSATION[..messages],
-        pieces: 2,
+        pieces,
         rewind_window: 1,
         max_faults: 10,
         faults: FAULTS,
@@ -50,7 +55,7 @@ fn start(messages: usize) -> Model {
 }
 
 /// Applies steps that must be possible and without a violation.
-fn apply(model: &mut Model, steps: &[Step]) {
+pub(crate) fn apply(model: &mut Model, steps: &[Step]) {
     let mut possible = Vec::new();
     for step in steps {
         model.steps(&mut possible);
@@ -66,23 +71,23 @@ fn apply(model: &mut Model, steps: &[Step]) {
 }
 
 /// Sends a message through the first gateway until it is accepted.
-fn send(model: &mut Model, message: u8) {
+pub(crate) fn send(model: &mut Model, message: u8) {
     let gateway = [Step::Gateway(0); 3];
     apply(model, &[&[Send(0, message)][..], &gateway].concat());
 }
 
 /// The worker takes the record and calls `begin`.
-fn begin_record(model: &mut Model, worker: usize, record: usize) {
+pub(crate) fn begin_record(model: &mut Model, worker: usize, record: usize) {
     apply(model, &[Worker(worker, record); 2]);
 }
 
 /// The first worker's task for the first record.
-fn first_task(model: &Model) -> Option<RecordTask> {
+pub(crate) fn first_task(model: &Model) -> Option<RecordTask> {
     model.workers[0].tasks[0]
 }
 
 /// Handles all published frames and everything on the socket.
-fn drain_client(model: &mut Model) {
+pub(crate) fn drain_client(model: &mut Model) {
     while model.client.has_published_frame() || model.client.can_receive() {
         let step = if model.client.can_receive() {
             Receive
@@ -94,7 +99,7 @@ fn drain_client(model: &mut Model) {
 }
 
 /// Takes any steps until the state is final, and checks it.
-fn run_to_end(mut model: Model) -> Model {
+pub(crate) fn run_to_end(mut model: Model) -> Model {
     let mut steps = Vec::new();
     loop {
         model.steps(&mut steps);
@@ -116,9 +121,9 @@ fn scenario_1_duplicate_deliver_before_the_rewind_returns_lost() {
     send(&mut model, 1);
     drain_client(&mut model);
     begin_record(&mut model, 0, 0);
-    apply(&mut model, &[Worker(0, 0); 4]);
+    apply(&mut model, &[Worker(0, 0); 5]);
     begin_record(&mut model, 0, 1);
-    apply(&mut model, &[Worker(0, 1); 4]);
+    apply(&mut model, &[Worker(0, 1); 5]);
     drain_client(&mut model);
     apply(
         &mut model,
@@ -145,7 +150,7 @@ fn scenario_2_first_answer_in_the_log_is_the_only_one_sent() {
     let mut model = start(1);
     send(&mut model, 0);
     begin_record(&mut model, 0, 0);
-    apply(&mut model, &[Worker(0, 0); 4]);
+    apply(&mut model, &[Worker(0, 0); 5]);
     apply(&mut model, &[Step::Relay(0)]);
     drain_client(&mut model);
     let received = model.client.known_outcome(0);
@@ -154,7 +159,7 @@ fn scenario_2_first_answer_in_the_log_is_the_only_one_sent() {
         &[Step::Fault(CrashWorker, 0), Step::Fault(EmptyRedis, 0)],
     );
     begin_record(&mut model, 0, 0);
-    apply(&mut model, &[Worker(0, 0); 4]);
+    apply(&mut model, &[Worker(0, 0); 5]);
     assert_eq!(model.responses.len(), 2);
     assert_ne!(model.responses[0], model.responses[1]);
     let model = run_to_end(model);
@@ -166,7 +171,7 @@ fn scenario_3_rolled_back_mailbox_is_rebuilt_by_another_relay() {
     let mut model = start(1);
     send(&mut model, 0);
     begin_record(&mut model, 0, 0);
-    apply(&mut model, &[Worker(0, 0); 4]);
+    apply(&mut model, &[Worker(0, 0); 5]);
     apply(&mut model, &[SaveSnapshot, Step::Relay(0), CommitRelay(0)]);
     apply(
         &mut model,
@@ -184,7 +189,7 @@ fn scenario_4_text_restarts_under_the_same_attempt_after_data_loss() {
     begin_record(&mut model, 0, 0);
     apply(&mut model, &[Worker(0, 0)]);
     drain_client(&mut model);
-    assert_eq!(model.client.text(0), [1]);
+    assert_eq!(*model.client.parts(0), [[1]]);
     apply(
         &mut model,
         &[Step::Fault(CrashWorker, 0), Step::Fault(EmptyRedis, 0)],
@@ -194,7 +199,7 @@ fn scenario_4_text_restarts_under_the_same_attempt_after_data_loss() {
     assert_eq!(attempt, Some(1), "expected the same attempt number again");
     apply(&mut model, &[Read, Worker(0, 0)]);
     drain_client(&mut model);
-    assert_eq!(model.client.text(0), [2]);
+    assert_eq!(*model.client.parts(0), [[2]]);
     run_to_end(model);
 }
 
@@ -216,8 +221,9 @@ fn scenario_5_stale_duplicate_of_a_fenced_workers_text_is_rejected() {
             Step::Fault(RollBackRedis, 0),
         ],
     );
-    // The state after the rollback fences the worker, which begins again.
-    apply(&mut model, &[Worker(0, 0)]);
+    // The fan-out no longer has the worker's stream. The renewal finds the worker fenced, and it
+    // begins again.
+    apply(&mut model, &[Worker(0, 0); 3]);
     assert_eq!(
         first_task(&model).map(|task| task.stage),
         Some(Stage::Begin)
@@ -225,10 +231,9 @@ fn scenario_5_stale_duplicate_of_a_fenced_workers_text_is_rejected() {
     apply(&mut model, &[Worker(0, 0)]);
     assert_eq!(first_task(&model).map(|task| task.attempt), Some(3));
     apply(&mut model, &[ArriveDuplicate]);
-    let in_flight = model.shared.messages[0].in_flight.as_ref();
-    assert_eq!(
-        in_flight.map(|in_flight| in_flight.text.len()),
-        Some(0),
+    let answers = model.shared.in_flight_answers();
+    assert!(
+        answers[0].parts.is_empty(),
         "expected the stale duplicate to be refused"
     );
     run_to_end(model);
@@ -248,8 +253,9 @@ fn scenario_6_duplicate_begin_keeps_attempt_and_text() {
             ArriveDuplicate,
         ],
     );
-    let in_flight = model.shared.messages[0].in_flight.clone().unwrap();
-    assert_eq!((in_flight.attempt, in_flight.text), (1, vec![1]));
+    let answers = model.shared.in_flight_answers();
+    assert_eq!(answers[0].attempt, 1);
+    assert_eq!(answers[0].parts, [[1]]);
     assert_eq!(run_to_end(model).calls_by_message, [1]);
 }
 
@@ -258,7 +264,7 @@ fn scenario_7_redelivered_message_uses_the_delivered_outcome() {
     let mut model = start(1);
     send(&mut model, 0);
     begin_record(&mut model, 0, 0);
-    apply(&mut model, &[Worker(0, 0); 4]);
+    apply(&mut model, &[Worker(0, 0); 5]);
     apply(
         &mut model,
         &[
@@ -286,7 +292,7 @@ fn scenario_8_resent_message_ends_once() {
     let mut model = start(1);
     send(&mut model, 0);
     begin_record(&mut model, 0, 0);
-    apply(&mut model, &[Worker(0, 0); 3]);
+    apply(&mut model, &[Worker(0, 0); 4]);
     assert_eq!(
         model.shared.clone().admit(0),
         AdmissionDecision::OutcomeStored
@@ -297,7 +303,7 @@ fn scenario_8_resent_message_ends_once() {
     let mut model = start(1);
     send(&mut model, 0);
     begin_record(&mut model, 0, 0);
-    apply(&mut model, &[Worker(0, 0); 4]);
+    apply(&mut model, &[Worker(0, 0); 5]);
     apply(
         &mut model,
         &[Step::Relay(0), Step::Fault(Resend, 0), Step::Gateway(1)],
@@ -314,7 +320,7 @@ fn scenario_9_socket_closed_during_replay_loses_no_frame() {
     apply(&mut model, &[Step::Fault(DropSocket, 0)]);
     for record in 0..2 {
         begin_record(&mut model, 0, record);
-        apply(&mut model, &[Worker(0, record); 4]);
+        apply(&mut model, &[Worker(0, record); 5]);
         apply(&mut model, &[Step::Relay(0)]);
     }
     // The welcome and both records are on the socket. The client receives only the welcome.
@@ -332,7 +338,7 @@ fn scenario_10_lost_publish_is_detected() {
     let mut model = start(1);
     send(&mut model, 0);
     begin_record(&mut model, 0, 0);
-    apply(&mut model, &[Worker(0, 0); 4]);
+    apply(&mut model, &[Worker(0, 0); 5]);
     drain_client(&mut model);
     apply(&mut model, &[Step::Relay(0), Step::Fault(LosePublish, 0)]);
     assert_eq!(model.client.known_outcome(0), None);
@@ -420,7 +426,7 @@ fn scenario_13_resumed_worker_gets_the_other_workers_outcome() {
     let mut model = start(1);
     send(&mut model, 0);
     begin_record(&mut model, 0, 0);
-    apply(&mut model, &[Worker(0, 0), Worker(0, 0)]);
+    apply(&mut model, &[Worker(0, 0); 3]);
     assert!(matches!(
         first_task(&model).map(|task| task.stage),
         Some(Stage::Keep(_))
@@ -433,7 +439,7 @@ fn scenario_13_resumed_worker_gets_the_other_workers_outcome() {
         ],
     );
     begin_record(&mut model, 1, 0);
-    apply(&mut model, &[Worker(1, 0); 3]);
+    apply(&mut model, &[Worker(1, 0); 4]);
     let stored = model.shared.messages[0].outcome;
     // The first worker resumes with its complete answer.
     apply(&mut model, &[Worker(0, 0)]);
@@ -450,13 +456,15 @@ fn scenario_13_resumed_worker_gets_the_other_workers_outcome() {
 
 #[test]
 fn scenario_14_cancel_works_at_every_stage() {
-    // Steps of the worker before the cancel: none, begun, one piece, all pieces, outcome stored.
+    // Steps of the worker before the cancel: none, begun, one piece, the second piece stored and not
+    // published, all pieces, outcome stored.
     for (steps, kind) in [
         (0, OutcomeKind::Cancelled),
         (2, OutcomeKind::Cancelled),
         (3, OutcomeKind::Cancelled),
         (4, OutcomeKind::Cancelled),
-        (5, OutcomeKind::Answered),
+        (5, OutcomeKind::Cancelled),
+        (6, OutcomeKind::Answered),
     ] {
         let mut model = start(1);
         send(&mut model, 0);
@@ -496,32 +504,4 @@ fn scenario_15_message_admitted_by_two_gateways_is_answered_once() {
     assert_eq!(model.calls_by_message, [1]);
     // The worker of the second record may produce the outcome again; it must be the same.
     assert!(model.responses.windows(2).all(|pair| pair[0] == pair[1]));
-}
-
-#[test]
-fn live_and_begin_distinguish_lost_repeated_and_fenced_calls() {
-    let mut shared = SharedState::new(&[0], 200, None);
-    let cancelled = crate::reference::Outcome {
-        call: 0,
-        pieces: 0,
-        kind: OutcomeKind::Cancelled,
-    };
-    assert_eq!(shared.live(0, 1, 1, None), LiveResponse::DataLost);
-    assert_eq!(
-        shared.begin(0, 1, 0, cancelled),
-        BeginResponse::Attempt {
-            number: 1,
-            delivery_count: 1
-        }
-    );
-    assert_eq!(shared.live(0, 1, 1, Some((0, 1))), LiveResponse::Written);
-    assert_eq!(
-        shared.live(0, 1, 1, Some((0, 1))),
-        LiveResponse::OutOfOrder(1)
-    );
-    assert_eq!(shared.live(0, 2, 1, Some((1, 1))), LiveResponse::Fenced);
-    assert!(matches!(
-        shared.begin(0, 2, 0, cancelled),
-        BeginResponse::Busy(_)
-    ));
 }

@@ -184,6 +184,10 @@ search! {
     paused_worker_and_its_successor: from_message_in_log(&[(PausePastLease, 2), (ReassignMessages, 1), (DuplicateCall, 1)]);
     cancel_with_other_faults: from_message_in_log(&[(Cancel, 1), (CrashWorker, 1), (EmptyRedis, 1), (DuplicateCall, 1)]);
     resend_with_other_faults: from_message_in_log(&[(Resend, 1), (CrashWorker, 1), (EmptyRedis, 1)]);
+    two_parts_and_a_stale_worker: SearchBounds { pieces: 3, ..from_message_in_log(&[(PausePastLease, 1), (ReassignMessages, 1), (DuplicateCall, 1)]) };
+    two_parts_and_lost_publishes: SearchBounds { pieces: 3, ..from_message_in_log(&[(LosePublish, 2), (DuplicateCall, 1), (DropSocket, 1), (CrashWorker, 1)]) };
+    two_parts_and_lost_data: SearchBounds { pieces: 3, ..from_message_in_log(&[(EmptyRedis, 1), (PausePastLease, 1), (DuplicateCall, 1), (LosePublish, 1)]) };
+    two_parts_and_a_rollback: SearchBounds { pieces: 3, ..from_message_in_log(&[(RollBackRedis, 1), (DuplicateCall, 1), (LosePublish, 1)]) };
     dropped_socket_with_other_faults: from_message_in_log(&[(DropSocket, 2), (LosePublish, 1), (EmptyRedis, 1)]);
 }
 
@@ -211,12 +215,45 @@ fn leaving_out_any_rule_causes_a_violation() {
             from_message_in_log(&[(DuplicateCall, 1)]),
         ),
         (
-            Rule::LiveFenced,
+            Rule::OpeningFenced,
+            SearchBounds {
+                pieces: 3,
+                ..from_message_in_log(&[(ReassignMessages, 1), (PausePastLease, 1)])
+            },
+        ),
+        (
+            Rule::SeparateStreams,
             from_message_in_log(&[(ReassignMessages, 1), (PausePastLease, 1)]),
         ),
         (
-            Rule::LiveInOrder,
-            from_message_in_log(&[(DuplicateCall, 1)]),
+            Rule::UniqueStreams,
+            SearchBounds {
+                max_faults: 3,
+                ..from_message_in_log(&[
+                    (ReassignMessages, 1),
+                    (PausePastLease, 1),
+                    (EmptyRedis, 1),
+                ])
+            },
+        ),
+        (
+            Rule::RepeatsDropped,
+            from_message_in_log(&[(DuplicateCall, 1), (DropSocket, 1)]),
+        ),
+        (
+            Rule::PreviousEndChecked,
+            SearchBounds {
+                pieces: 3,
+                ..from_message_in_log(&[(LosePublish, 1)])
+            },
+        ),
+        (
+            Rule::OnlyCurrentStreamForwarded,
+            from_message_in_log(&[(ReassignMessages, 1), (PausePastLease, 1)]),
+        ),
+        (
+            Rule::KeepRetainsParts,
+            from_message_in_log(&[(DropSocket, 1)]),
         ),
         (
             Rule::FirstOutcomeWins,
@@ -233,7 +270,10 @@ fn leaving_out_any_rule_causes_a_violation() {
         (Rule::KeepChecksCancel, from_message_in_log(&[(Cancel, 1)])),
         (
             Rule::GapTriggersRead,
-            from_message_in_log(&[(LosePublish, 1)]),
+            SearchBounds {
+                max_faults: 1,
+                ..from_answers_in_log(&[(LosePublish, 1)])
+            },
         ),
         (
             Rule::PositionFilter,

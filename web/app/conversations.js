@@ -32,9 +32,9 @@ function isUnsent(turn) {
 }
 
 /**
- * All conversations by id. A conversation has turns: `{ id, messageId, question, text, status,
- * live, error }`. `status` is live, answered, cancelled or failed; `live` is the client's Answer
- * while the answer is streaming.
+ * All conversations by id. A conversation has turns: `{ id, messageId, question, text, parts,
+ * status, live, error }`. `status` is live, answered, cancelled or failed; `live` is the client's
+ * Answer while the answer is streaming; `text` and `parts` are the answer after that.
  */
 export class Conversations {
   constructor(client, onChange) {
@@ -123,7 +123,7 @@ export class Conversations {
     if (![id, conversationId, question].every((value) => typeof value === 'string')) return;
     const conversation = this.#getOrCreate(conversationId);
     conversation.updatedAt = Number(refusedAt) || conversation.updatedAt;
-    conversation.turns.push({ id, messageId: null, question, text: '', status: 'failed', live: null, error: null, refusedAt });
+    conversation.turns.push({ id, messageId: null, question, text: '', parts: [], status: 'failed', live: null, error: null, refusedAt });
     if (conversation.title === null) this.#setTitle(conversation, question);
   }
 
@@ -215,7 +215,10 @@ export class Conversations {
       const turn = known.get(entry.message_id) ?? { id: null, messageId: entry.message_id, live: null, error: null };
       // For a failed message, the history has the error text in place of an answer.
       const text = entry.status === 'failed' ? '' : entry.answer;
-      if (!turn.live) Object.assign(turn, { text, status: entry.status });
+      // A turn that already shows this answer keeps its parts: they may have reasoning that the
+      // history does not have.
+      const isKnown = turn.status === entry.status && turn.text === text && turn.parts.length >= entry.parts.length;
+      if (!turn.live && !isKnown) Object.assign(turn, { text, parts: entry.parts, status: entry.status });
       turn.question = entry.question ?? turn.question ?? null;
       return turn;
     });
@@ -264,7 +267,7 @@ export class Conversations {
     // The turn may already have been loaded from the history.
     let turn = conversation.turns.find(({ messageId }) => messageId !== null && messageId === answer.messageId);
     if (!turn) {
-      turn = { id: answer.id, messageId: answer.messageId, error: null, text: '' };
+      turn = { id: answer.id, messageId: answer.messageId, error: null, text: '', parts: [] };
       conversation.turns.push(turn);
     }
     Object.assign(turn, { live: answer, status: 'live', question: answer.question ?? turn.question ?? null });
@@ -300,6 +303,7 @@ export class Conversations {
     turn.endedAt = performance.now();
     turn.messageId = answer.messageId;
     turn.text = answer.state === 'failed' ? '' : answer.text;
+    turn.parts = answer.state === 'failed' ? [] : answer.parts;
     turn.status = answer.state;
     turn.error = answer.error;
     if (isUnsent(turn)) turn.refusedAt = Date.now();

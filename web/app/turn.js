@@ -1,7 +1,7 @@
 // The view of a turn: a question and its answer.
 
 import { announce, button, copyButton, countdown, h } from './dom.js';
-import { MarkdownView } from './markdown/view.js';
+import { PartsView } from './parts/view.js';
 
 /** Text for each error code: the problem and what to do. null: the server's message is shown. */
 const ADVICE = {
@@ -29,6 +29,11 @@ const EMPTY_ANSWER = 'The model gave an empty answer.';
 
 function isBlank(text) {
   return text.trim() === '';
+}
+
+/** Whether the answer has neither text nor a tool call. */
+function isEmptyAnswer({ text, parts }) {
+  return isBlank(text) && !parts.some(({ kind }) => kind === 'tool_call');
 }
 
 function errorText({ error, messageId }) {
@@ -77,9 +82,9 @@ export class TurnView {
       this.note,
       this.tools,
     );
-    this.markdown = new MarkdownView(this.answer);
-    /** The text that was drawn last. */
-    this.drawnText = null;
+    this.parts = new PartsView(this.answer);
+    /** The parts that were drawn last, of an answer that had ended. */
+    this.drawnParts = null;
     /** The Answer whose stream is being drawn. */
     this.streaming = null;
     this.update();
@@ -93,8 +98,8 @@ export class TurnView {
     this.question.classList.toggle('unknown', turn.question === null);
     if (turn.live) {
       if (this.streaming !== turn.live) this.#drawStream(turn.live);
-    } else if (this.streaming === null && this.drawnText !== turn.text) {
-      this.#draw(turn.text, false);
+    } else if (this.streaming === null && this.drawnParts !== turn.parts) {
+      this.#draw(turn.parts, false);
     }
     this.element.setAttribute('aria-busy', String(this.#isBusy));
     this.#showNote();
@@ -107,12 +112,18 @@ export class TurnView {
 
   async #drawStream(answer) {
     this.streaming = answer;
+    let drawn = null;
     try {
-      for await (const { text } of answer) {
+      for await (const update of answer) {
         // The page shows another conversation. Returning to this one creates a new view.
         if (!this.element.isConnected) return;
+        // One drawing shows all parts, and several updates may be about them.
+        const { parts } = answer;
+        const state = [parts, parts.length, parts.at(-1)?.text.length];
+        if (drawn && state.every((value, n) => value === drawn[n])) continue;
+        drawn = state;
         const startedAt = performance.now();
-        this.#draw(text, true);
+        this.#draw(parts, true);
         this.#showNote();
         await nextFrame(performance.now() - startedAt);
       }
@@ -120,22 +131,27 @@ export class TurnView {
       // The note shows the error of the turn.
     }
     this.streaming = null;
-    // The partial text of a failed answer is discarded, as in the history.
-    this.#draw(answer.state === 'failed' ? '' : answer.text, false);
+    // Draws the final parts of the turn: none if it failed, as in the history.
     this.update();
-    if (answer.state === 'answered') announce(isBlank(answer.text) ? EMPTY_ANSWER : `Answer: ${this.answer.textContent.slice(0, 2000)}`);
+    if (answer.state === 'answered') announce(this.#endAnnouncement(answer));
     else if (answer.state === 'cancelled') announce('The answer was stopped.');
   }
 
-  #draw(text, isGrowing) {
-    this.drawnText = text;
-    this.markdown.update(text, isGrowing);
+  /** The text for screen readers when an answer has ended; reasoning is not read aloud. */
+  #endAnnouncement(answer) {
+    if (isEmptyAnswer(answer)) return EMPTY_ANSWER;
+    return isBlank(answer.text) ? 'The model called a tool.' : `Answer: ${this.parts.shownText.slice(0, 2000)}`;
+  }
+
+  #draw(parts, isStreaming) {
+    this.drawnParts = isStreaming ? null : parts;
+    this.parts.update(parts, isStreaming);
     this.actions.onResize();
   }
 
   #showNote() {
     const { turn } = this;
-    const state = turn.live ? `${turn.live.state} ${turn.live.text !== ''} ${turn.live.pendingCancel != null}` : `${turn.status} ${turn.error?.code} ${turn.messageId !== null} ${isBlank(turn.text)}`;
+    const state = turn.live ? `${turn.live.state} ${this.#showsProgress} ${turn.live.pendingCancel != null}` : `${turn.status} ${turn.error?.code} ${turn.messageId !== null} ${isBlank(turn.text)} ${isEmptyAnswer(turn)} ${this.answer.hasChildNodes()}`;
     const key = `${state} ${turn.question !== null} ${this.#isBusy}`;
     if (this.noteKey === key) return;
     this.noteKey = key;
@@ -148,21 +164,26 @@ export class TurnView {
     this.tools.hidden = !hasTools;
   }
 
+  /** Whether the text, or a block at the end of the answer, shows that it is in progress. */
+  get #showsProgress() {
+    return this.turn.live.text !== '' || this.parts.isGrowing;
+  }
+
   #noteParts() {
     const { turn } = this;
     if (turn.live) {
       if (turn.live.pendingCancel) return ['Stopping…'];
-      if (turn.live.text !== '') return [];
+      if (this.#showsProgress) return [];
       const labels = { queued: 'Will be sent when there is a connection', sent: 'Sending', accepted: 'Waiting for the answer', streaming: 'Answering' };
       const dots = h('span', { class: 'waiting-dots', 'aria-hidden': 'true' }, h('i'), h('i'), h('i'));
       return [dots, h('span', {}, labels[turn.live.state] ?? '')];
     }
     if (this.#isBusy) return [];
     if (turn.status === 'cancelled') {
-      return [turn.text ? 'Stopped here.' : 'Stopped before it began.', ...this.#retryPart('Ask again')];
+      return [this.answer.hasChildNodes() ? 'Stopped here.' : 'Stopped before it began.', ...this.#retryPart('Ask again')];
     }
     if (turn.status === 'failed') return this.#failedParts();
-    if (isBlank(turn.text)) return [EMPTY_ANSWER, ...this.#retryPart('Ask again')];
+    if (isEmptyAnswer(turn)) return [EMPTY_ANSWER, ...this.#retryPart('Ask again')];
     return [];
   }
 

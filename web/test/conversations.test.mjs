@@ -4,7 +4,7 @@ import { test } from 'node:test';
 import { Drafts } from '../app/composer.js';
 import { Conversations } from '../app/conversations.js';
 import { ChatError, MessageError } from '../chatmesh.js';
-import { startClient } from './fake-socket.mjs';
+import { delta, startClient } from './fake-socket.mjs';
 
 /** Replaces the browser's Storage. */
 class FakeStorage {
@@ -52,7 +52,7 @@ test('rejected messages are stored up to a limit, and the next page shows and re
   assert.equal(nextPage.list.length, 50, 'unsent messages stay although the server does not know them');
   const [conversation] = nextPage.list;
   const [turn] = conversation.turns;
-  assert.deepEqual([turn.status, turn.question, turn.error], ['failed', 'question 59', null]);
+  assert.deepEqual([turn.status, turn.question, turn.error, turn.parts], ['failed', 'question 59', null, []]);
   nextPage.retry(conversation, turn);
   assert.equal(socket.sentOfType('message').at(-1).id, turn.id);
   assert.deepEqual(conversation.turns.map(({ status }) => status), ['live']);
@@ -100,6 +100,34 @@ test('failed turn from the history has no answer text and keeps its known error'
   current.turns[0].error = new MessageError('provider_rejected', 'no', { messageId: 'm1' });
   await conversations.load(current);
   assert.equal(current.turns[0].error.code, 'provider_rejected');
+});
+
+test('turns have the parts of the history, and keep reasoning that only this page has received', async (t) => {
+  installStorage(t);
+  const entry = (id, fields) => ({ message_id: id, question: 'q', answer: 'ab', status: 'answered', timestamp: '', ...fields });
+  const pages = { messages: { messages: [], next: null } };
+  const { client, connect } = await startClient(t, history(pages));
+  const conversations = new Conversations(client, () => {});
+  const socket = await connect();
+  conversations.ask('q');
+  const { current } = conversations;
+  const [turn] = current.turns;
+  const frame = { message_id: 'm2', id: turn.id, conversation_id: current.id };
+  socket.receive({ ...frame, ...delta('s.1', 0, 0, 'Hm', { kind: 'reasoning' }) });
+  socket.receive({ ...frame, type: 'response', content: 'ab', parts: [{ kind: 'reasoning', length: 2 }, { kind: 'text', length: 2 }] });
+  const shownParts = () => current.turns.map(({ parts }) => parts.map(({ kind, text }) => [kind, text]));
+  const streamed = [['reasoning', 'Hm'], ['text', 'ab']];
+  assert.deepEqual(shownParts(), [streamed]);
+  pages.messages.messages = [entry('m2'), entry('m1', { parts: [{ kind: 'text', length: 1 }, { kind: 'source', meta: { url: 'u' }, content: '' }, { kind: 'refusal', length: 1 }] })];
+  await conversations.load(current);
+  const fromHistory = [['text', 'a'], ['source', ''], ['refusal', 'b']];
+  assert.deepEqual(shownParts(), [fromHistory, streamed]);
+  pages.messages.messages = [entry('m2', { answer: 'abc' }), entry('m1', { status: 'failed' })];
+  await conversations.load(current);
+  assert.deepEqual(shownParts(), [[], [['text', 'abc']]]);
+  socket.receive({ type: 'accepted', message_id: 'm3', id: 'i3', conversation_id: current.id, content: 'q' }, { message_id: 'm3', id: 'i3', conversation_id: current.id, ...delta('s.3', 0, 0, 'half', { kind: 'text' }) });
+  socket.receive({ type: 'error', message_id: 'm3', id: 'i3', conversation_id: current.id, code: 'internal', message: 'no' });
+  assert.deepEqual(shownParts().at(-1), [], 'a failed turn has no parts');
 });
 
 test('unknown conversation is not listed, and deleting one removes its unsent messages', async (t) => {

@@ -83,6 +83,15 @@ export async function startClient(t, options = {}) {
   };
 }
 
+/**
+ * The fields of a delta that belong to its stream. The first delta of a part is its opening, which
+ * alone has the kind, the meta data and the previous part's length.
+ */
+export function delta(stream, part, offset, content, { kind, meta, previousEnd, attempt = 1 } = {}) {
+  const opening = offset === 0 ? { kind, ...(meta && { meta }), ...(part > 0 && { previous_end: previousEnd }) } : {};
+  return { type: 'delta', stream, part, offset, end: offset + content.length, ...opening, attempt, content };
+}
+
 /** Collects all updates of an answer, and its error as the last item. */
 export async function collect(answer) {
   const updates = [];

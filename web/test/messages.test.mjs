@@ -2,11 +2,12 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
 import { MessageError } from '../chatmesh.js';
-import { startClient, collect, flushPromises } from './fake-socket.mjs';
+import { startClient, collect, delta as deltaOf, flushPromises } from './fake-socket.mjs';
 
 const frameFor = (frame, fields) => ({ message_id: `m-${frame.id}`, id: frame.id, conversation_id: frame.conversation_id, ...fields });
 const accepted = (frame) => frameFor(frame, { type: 'accepted' });
-const delta = (frame, index, content, attempt = 1) => frameFor(frame, { type: 'delta', attempt, index, content });
+/** A delta of the answer's only part, whose stream is the attempt's. */
+const delta = (frame, offset, content, attempt = 1) => frameFor(frame, deltaOf(`s.${attempt}`, 0, offset, content, { kind: 'text', attempt }));
 const response = (frame, content, fields) => frameFor(frame, { type: 'response', content, position: 'p~0~0.2', finish_reason: 'stop', model: 'm', ...fields });
 
 test('answer streams by deltas and ends with the result', async (t) => {
@@ -22,15 +23,15 @@ test('answer streams by deltas and ends with the result', async (t) => {
   assert.equal(answer.state, 'sent');
   socket.receive(accepted(frame));
   assert.equal(answer.state, 'accepted');
-  for (const [index, word] of ['one', ' two'].entries()) {
-    socket.receive(delta(frame, index, word));
+  for (const [offset, word] of [[0, 'one'], [3, ' two']]) {
+    socket.receive(delta(frame, offset, word));
     await flushPromises();
   }
   socket.receive(response(frame, 'one two three'));
   await reading;
   assert.deepEqual(updates.map(({ delta, reset }) => [delta, reset]), [['one', false], [' two', false], [' three', false]]);
   assert.deepEqual(await answer.result, {
-    status: 'answered', content: 'one two three', id: answer.id, messageId: `m-${answer.id}`, conversationId: 'c1',
+    status: 'answered', content: 'one two three', parts: [{ index: 0, kind: 'text', meta: null, text: 'one two three' }], id: answer.id, messageId: `m-${answer.id}`, conversationId: 'c1',
     finishReason: 'stop', model: 'm', usage: null, position: 'p~0~0.2',
   });
   assert.equal(client.position, 'p~0~0.2');
@@ -42,7 +43,7 @@ test('slow reader gets several deltas as one update, and a late reader the whole
   const socket = await connect();
   const answer = client.send('hello');
   const [frame] = socket.sentOfType('message');
-  for (let index = 0; index < 1000; index += 1) socket.receive(delta(frame, index, 'x'));
+  for (let offset = 0; offset < 1000; offset += 1) socket.receive(delta(frame, offset, 'x'));
   const reading = collect(answer);
   await flushPromises();
   socket.receive(response(frame, 'x'.repeat(1001)));
@@ -58,11 +59,11 @@ test('restarted resets the text', async (t) => {
   const [frame] = socket.sentOfType('message');
   socket.receive(delta(frame, 0, 'first try'));
   await flushPromises();
-  socket.receive(frameFor(frame, { type: 'restarted', attempt: 2 }));
+  socket.receive(frameFor(frame, { type: 'restarted', stream: 's.2', attempt: 2 }));
   await flushPromises();
   socket.receive(delta(frame, 0, 'second', 2));
   await flushPromises();
-  socket.receive(delta(frame, 7, ' of the first', 1), delta(frame, 1, ' try', 2), response(frame, 'second try'));
+  socket.receive(delta(frame, 9, ' of the first', 1), delta(frame, 6, ' of the first', 1), delta(frame, 6, ' try', 2), response(frame, 'second try'));
   assert.deepEqual((await reading).map(({ delta, reset }) => [delta, reset]), [['first try', false], ['', true], ['second', false], [' try', false]]);
 });
 
@@ -72,14 +73,14 @@ test('snapshot extends the text or replaces it', async (t) => {
   const answer = client.send('hello');
   const reading = collect(answer);
   const [frame] = socket.sentOfType('message');
-  const snapshot = (content, index) => frameFor(frame, { type: 'snapshot', attempt: 1, index, content });
+  const snapshot = (content) => frameFor(frame, { type: 'snapshot', stream: 's.1', attempt: 1, parts: [{ kind: 'text', content }] });
   socket.receive(delta(frame, 0, 'one'));
   await flushPromises();
-  socket.receive(snapshot('one two', 2), delta(frame, 1, 'LATE'), delta(frame, 2, ' three'));
+  socket.receive(snapshot('one two'), delta(frame, 3, ' two'), delta(frame, 7, ' three'));
   await flushPromises();
-  socket.receive(snapshot('other', 1));
+  socket.receive(snapshot('other'));
   await flushPromises();
-  socket.receive(delta(frame, 3, 'AFTER A GAP'), response(frame, 'other text'));
+  socket.receive(delta(frame, 6, 'AFTER A GAP'), response(frame, 'other text'));
   assert.deepEqual((await reading).map(({ delta, reset }) => [delta, reset]), [['one', false], [' two three', false], ['other', true], [' text', false]]);
 });
 

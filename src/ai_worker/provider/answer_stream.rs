@@ -81,18 +81,18 @@ impl Drop for CallMetrics {
 /// The time-outs of a model call.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Timeouts {
-    /// Maximum time from sending the request to the first text.
+    /// Maximum time from sending the request to the first piece of any part.
     pub(super) first_token: Duration,
-    /// Maximum time between two chunks after the first text.
+    /// Maximum time between two chunks after the first piece.
     pub(super) idle: Duration,
 }
 
 /// How far an answer has arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// Neither text nor the finish reason has arrived.
+    /// Neither a piece of a part nor the finish reason has arrived.
     Waiting,
-    /// Text is arriving.
+    /// The parts are arriving.
     Receiving,
     /// The finish reason has arrived; the usage may follow.
     Finishing,
@@ -120,7 +120,7 @@ pub(super) struct AnswerStream {
 }
 
 impl AnswerStream {
-    /// Converts the server-sent events of a call into model events. The first text must arrive by
+    /// Converts the server-sent events of a call into model events. The first piece must arrive by
     /// `first_token_by`.
     pub(super) fn start(
         events: BoxStream<'static, Result<SseEvent, StreamError>>,
@@ -226,20 +226,19 @@ impl AnswerStream {
         self.model = self.model.take().or(chunk.model);
         // Some servers send the usage so far with every chunk, so the last usage counts.
         self.usage = chunk.usage.or(self.usage);
-        let has_text = !chunk.text.is_empty();
-        if has_text {
-            if self.phase == Phase::Waiting {
-                self.metrics.record_first_token();
-            }
-            self.pending_events.push_back(ModelEvent::Text(chunk.text));
+        let has_deltas = !chunk.deltas.is_empty();
+        if has_deltas && self.phase == Phase::Waiting {
+            self.metrics.record_first_token();
         }
+        self.pending_events
+            .extend(chunk.deltas.into_iter().map(ModelEvent::Delta));
         match (self.phase, chunk.finish_reason) {
             (Phase::Waiting | Phase::Receiving, Some(reason)) => {
                 self.finish_reason = reason;
                 self.phase = Phase::Finishing;
                 self.deadline = now + self.timeouts.idle.min(USAGE_GRACE);
             }
-            (Phase::Waiting, None) if has_text => {
+            (Phase::Waiting, None) if has_deltas => {
                 self.phase = Phase::Receiving;
                 self.deadline = now + self.timeouts.idle;
             }

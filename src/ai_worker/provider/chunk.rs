@@ -1,10 +1,12 @@
 //! Parses the chunks of a streamed answer. Servers differ, so every field is optional, unusable
-//! values are skipped, and unknown fields (reasoning, tool calls, log probabilities) are ignored.
+//! values are skipped, and unknown fields (such as log probabilities) are ignored.
 
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::PartDelta;
 use super::error::ApiError;
+use super::message::{Message, prefix_of_bytes};
 use super::sse::SseEvent;
 use crate::protocol::record::Usage;
 
@@ -13,7 +15,7 @@ use crate::protocol::record::Usage;
 pub(super) enum ParsedEvent {
     /// `[DONE]`, the end of the stream.
     Done,
-    /// A piece of the answer; it may be empty.
+    /// Pieces of the answer; there may be none.
     Chunk(Chunk),
     /// The API reports an error.
     Error(ApiError),
@@ -24,7 +26,8 @@ pub(super) enum ParsedEvent {
 /// The relevant fields of a chunk.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Chunk {
-    pub(super) text: String,
+    /// The pieces of parts, in the order in which they become model events.
+    pub(super) deltas: Vec<PartDelta>,
     pub(super) finish_reason: Option<String>,
     pub(super) usage: Option<Usage>,
     pub(super) model: Option<String>,
@@ -46,11 +49,6 @@ struct Choice {
     /// The whole answer, in place of `delta` where the server does not stream.
     message: Option<Message>,
     finish_reason: Option<Value>,
-}
-
-#[derive(Deserialize)]
-struct Message {
-    content: Option<Value>,
 }
 
 impl ParsedEvent {
@@ -84,9 +82,7 @@ impl ParsedEvent {
             |choice: &Choice| choice.index.as_ref().is_none_or(|i| i.as_u64() == Some(0));
         if let Some(choice) = choices.find(is_first) {
             let message = choice.delta.or(choice.message);
-            chunk.text = message
-                .and_then(|m| m.content)
-                .map_or_else(String::new, content_text);
+            chunk.deltas = message.map(Message::into_deltas).unwrap_or_default();
             chunk.finish_reason = choice
                 .finish_reason
                 .and_then(|reason| truncated(&reason, 64));
@@ -127,25 +123,7 @@ fn is_flat_error(data: &str) -> bool {
 /// value is no string, or empty.
 fn truncated(value: &Value, max_bytes: usize) -> Option<String> {
     let text = value.as_str().filter(|text| !text.is_empty())?;
-    let mut end = max_bytes.min(text.len());
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    Some(text[..end].to_owned())
-}
-
-/// Returns the text of a `content` field: the string itself, or the joined texts of its parts where
-/// it is a list. Empty for any other value.
-fn content_text(content: Value) -> String {
-    match content {
-        Value::String(text) => text,
-        Value::Array(parts) => parts
-            .iter()
-            .filter(|part| part.get("type").is_none_or(|kind| kind == "text"))
-            .filter_map(|part| part.get("text")?.as_str())
-            .collect(),
-        _ => String::new(),
-    }
+    Some(prefix_of_bytes(text, max_bytes).to_owned())
 }
 
 /// Returns the usage; missing counts are derived or 0. `None` where the value has no count.
@@ -168,6 +146,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::ai_worker::provider::PartKey;
 
     fn value() -> impl Strategy<Value = Value> {
         let leaf = prop_oneof![
@@ -178,6 +157,9 @@ mod tests {
             ".{0,100}".prop_map(Into::into),
             Just(json!("error")),
             Just(json!([{"type": "text", "text": "a"}, {"text": 7}, "b"])),
+            Just(json!([{"type": "data", "name": "a", "data": [0]}])),
+            Just(json!([{"id": "a", "function": {"name": "f", "arguments": "{}"}}, {"index": 7}])),
+            "https://.{0,2100}".prop_map(|url| json!([{"url": url, "title": url}])),
         ];
         leaf.prop_recursive(2, 8, 3, |inner| {
             let names = [
@@ -187,8 +169,12 @@ mod tests {
                 "index",
                 "error",
                 "total_tokens",
+                "reasoning",
+                "refusal",
+                "tool_calls",
+                "annotations",
             ];
-            prop::collection::hash_map(prop::sample::select(names.to_vec()), inner, 0..3)
+            prop::collection::hash_map(prop::sample::select(names.to_vec()), inner, 0..4)
                 .prop_map(|map| map.into_iter().map(|(k, v)| (k.to_owned(), v)).collect())
         })
     }
@@ -211,6 +197,15 @@ mod tests {
                 if let ParsedEvent::Chunk(chunk) = parse(object.to_string(), false) {
                     prop_assert!(chunk.finish_reason.is_none_or(|reason| reason.len() <= 64));
                     prop_assert!(chunk.model.is_none_or(|model| model.len() <= 200));
+                    for delta in chunk.deltas {
+                        prop_assert!(!delta.text.contains('\0'));
+                        prop_assert!(!delta.text.is_empty() || delta.meta.is_some());
+                        let meta = delta.meta.unwrap_or_default();
+                        prop_assert!(meta.url.is_none_or(|url| url.len() <= 2000));
+                        for text in [meta.id, meta.name, meta.title].into_iter().flatten() {
+                            prop_assert!(text.len() <= 200 && !text.contains('\0'));
+                        }
+                    }
                 }
                 let with_error = json!({"choices": choices, "error": error});
                 parse(with_error.to_string(), is_error);
@@ -218,10 +213,13 @@ mod tests {
         }
 
         #[test]
-        fn text_is_not_changed(text in ".{0,100}") {
+        fn only_nul_is_removed_from_a_text(text in ".{0,100}|[\0a]{0,4}") {
             let object = json!({"choices": [{"delta": {"content": text.clone()}}]});
+            let text = text.replace('\0', "");
+            let delta = PartDelta::new(PartKey::Text, text.clone());
+            let expected: Vec<_> = Some(delta).filter(|_| !text.is_empty()).into_iter().collect();
             match parse(object.to_string(), false) {
-                ParsedEvent::Chunk(chunk) => prop_assert_eq!(chunk.text, text),
+                ParsedEvent::Chunk(chunk) => prop_assert_eq!(chunk.deltas, expected),
                 other => panic!("{other:?}"),
             }
         }

@@ -4,7 +4,9 @@ use async_trait::async_trait;
 use futures_util::StreamExt;
 use futures_util::stream;
 
-use super::{ModelError, ModelEvent, ModelRequest, ModelStream, Provider, Role};
+use super::{
+    ModelError, ModelEvent, ModelRequest, ModelStream, PartDelta, PartKey, Provider, Role,
+};
 use crate::ai_worker::prompt::{estimate_prompt_tokens, estimate_tokens};
 use crate::protocol::record::Usage;
 
@@ -46,8 +48,10 @@ impl Provider for Demo {
                 model: Some(Self::MODEL.to_owned()),
             },
         ];
-        let texts = words.into_iter().map(ModelEvent::Text);
-        let events = texts.chain(last_events).map(Ok);
+        let deltas = words
+            .into_iter()
+            .map(|word| ModelEvent::Delta(PartDelta::new(PartKey::Text, word)));
+        let events = deltas.chain(last_events).map(Ok);
         Ok(stream::iter(events).boxed())
     }
 }
@@ -79,9 +83,10 @@ mod tests {
         let mut last_events = Vec::new();
         for event in events {
             match event.unwrap() {
-                ModelEvent::Text(piece) => {
-                    assert!(!piece.is_empty() && last_events.is_empty());
-                    text.push_str(&piece);
+                ModelEvent::Delta(delta) => {
+                    assert!(!delta.text.is_empty() && last_events.is_empty());
+                    assert_eq!(delta.key, PartKey::Text);
+                    text.push_str(&delta.text);
                 }
                 event => last_events.push(event),
             }

@@ -20,7 +20,7 @@ declare_metrics! {
     DURATION: Histogram in Seconds = "ai_consumer_openai_duration_seconds", ["model"],
         "Duration of a call to the model's API, until the end of the answer or the failure.";
     FIRST_TOKEN: Histogram in Seconds = "ai_consumer_openai_first_token_seconds", ["model"],
-        "Time from a call to the model's API to the first text of its answer.";
+        "Time from a call to the model's API to the first piece of its answer, reasoning included.";
     TOKENS: Counter in Count = "ai_consumer_openai_tokens_total", ["model", "type"],
         "Tokens used, as counted by the API, by type: prompt, completion or total.";
     THROTTLED: Gauge in Count = "ai_consumer_openai_throttled_calls", [],

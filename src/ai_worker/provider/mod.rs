@@ -5,6 +5,7 @@ mod answer_stream;
 mod chunk;
 pub mod demo;
 mod error;
+mod message;
 pub(crate) mod metrics;
 pub mod openai;
 mod sse;
@@ -17,6 +18,7 @@ use futures_util::stream::BoxStream;
 use serde::Serialize;
 
 use crate::protocol::error_code::ErrorCode;
+use crate::protocol::parts::{PartKind, PartMeta};
 use crate::protocol::record::Usage;
 
 /// The author of a message in a prompt.
@@ -53,11 +55,69 @@ pub struct ModelRequest {
     pub temperature: f64,
 }
 
+/// A piece of a part, as the model writes it: text, properties, or both. The text contains no NUL.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PartDelta {
+    /// The part that the piece belongs to.
+    pub key: PartKey,
+    /// The part's properties. Of the pieces of one part, those of the first count.
+    pub meta: Option<PartMeta>,
+    /// Text to append to the part.
+    pub text: String,
+}
+
+impl PartDelta {
+    /// A piece of a part without properties.
+    pub fn new(key: PartKey, text: impl Into<String>) -> Self {
+        Self {
+            key,
+            meta: None,
+            text: text.into(),
+        }
+    }
+}
+
+/// Identifies the part of an answer that a piece belongs to, as far as the model's API says it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PartKey {
+    /// Text of the answer.
+    Text,
+    /// The model's refusal.
+    Refusal,
+    /// What the model thought.
+    Reasoning,
+    /// The tool call with this number in the answer. Pieces of several calls may be interleaved.
+    ToolCall(u32),
+    /// A source. Each piece is a part of its own.
+    Source,
+    /// Other data. Each piece is a part of its own.
+    Data,
+}
+
+impl PartKey {
+    /// What the part contains.
+    pub fn kind(self) -> PartKind {
+        match self {
+            Self::Text => PartKind::Text,
+            Self::Refusal => PartKind::Refusal,
+            Self::Reasoning => PartKind::Reasoning,
+            Self::ToolCall(_) => PartKind::ToolCall,
+            Self::Source => PartKind::Source,
+            Self::Data => PartKind::Data,
+        }
+    }
+
+    /// Whether a part of this key is complete with its first piece.
+    pub fn is_complete_at_once(self) -> bool {
+        matches!(self, Self::Source | Self::Data)
+    }
+}
+
 /// An event of an answer stream.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ModelEvent {
-    /// The next piece of the answer's text; never empty.
-    Text(String),
+    /// The next piece of one of the answer's parts.
+    Delta(PartDelta),
     /// The number of tokens that the call used. At most one such event, before `Finished`.
     Usage(Usage),
     /// The answer is complete. Always the last event: a stream that fails ends with an `Err`

@@ -176,7 +176,7 @@ async fn a_cancel_while_the_fan_out_lost_its_data_keeps_the_text_so_far() {
     let _worker = system.start();
     let id = system.ask("alice", "hello");
     system
-        .wait_until("published text", || !system.fanout.deltas().is_empty())
+        .wait_until("published text", || !system.fanout.pieces().is_empty())
         .await;
     system.fanout.begin_gate.close();
     system.fanout.lose_all();

@@ -1,7 +1,7 @@
 //! The embedded fan-out on the runtime's clock, wrapped so that a test can count and block its
-//! calls, delete its data, and publish cancels.
+//! calls, make them fail, delete its data, and publish cancels.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -15,23 +15,57 @@ use super::Journal;
 use crate::config::bounds::Bounds;
 use crate::fanout::embedded::EmbeddedFanout;
 use crate::fanout::{
-    Admissions, Answers, BeginRequest, BeginResponse, Channel, FanoutError, Feed, FeedEvent, Feeds,
-    History, KeepRequest, KeepResponse, LiveRequest, LiveResponse, Result, Turn,
+    Admissions, Answers, AppendRequest, BeginRequest, BeginResponse, Channel, FanoutError, Feed,
+    FeedEvent, Feeds, History, KeepRequest, KeepResponse, NewOutcome, OpenPartRequest, Piece,
+    RenewRequest, Result, StreamResponse, Turn,
 };
 use crate::protocol::ids::{ConversationId, MessageId, UserId};
 use crate::protocol::open_message::CancelResult;
+use crate::protocol::parts::PartKind;
 use crate::store::Store;
 
 /// The fan-out's clock at the start of each test, in milliseconds since the Unix epoch.
 pub(super) const START_MS: i64 = 1_800_000_000_000;
 
-/// A call of `live` to which the fan-out has responded.
-#[derive(Debug, Clone)]
-pub(super) struct LiveCall {
+/// A call that concerns an answer's stream, and to which the fan-out has responded.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct StreamCall {
     pub(super) at: Instant,
     pub(super) attempt: u32,
-    /// Index and text; `None` where the call wrote no text.
-    pub(super) delta: Option<(u32, String)>,
+    pub(super) content: CallContent,
+    /// Whether the response confirmed the call.
+    pub(super) is_confirmed: bool,
+}
+
+/// What a [`StreamCall`] was to do.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum CallContent {
+    Open(PartKind, Piece),
+    Append(Piece),
+    Renew { parts: u32, last_length: u32 },
+}
+
+impl CallContent {
+    /// The piece that the call publishes; `None` for a renewal.
+    pub(super) fn piece(&self) -> Option<&Piece> {
+        match self {
+            Self::Open(_, piece) | Self::Append(piece) => Some(piece),
+            Self::Renew { .. } => None,
+        }
+    }
+}
+
+/// A fault of one call of `open_part` or `append`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// The call is not executed and fails.
+    Refused,
+    /// The call is executed, but its response is lost.
+    ResponseLost,
+    /// The call of `append` is not executed, and its response is that the stream has no pieces.
+    NoPieces,
+    /// The call is executed, and its response is that the stream has one piece.
+    OnePiece,
 }
 
 /// A gate, which blocks calls while it is closed. A new gate is open. A gate that was opened again
@@ -123,9 +157,15 @@ impl Feed for TestFeed {
 pub(super) struct FakeFanout {
     inner: Mutex<Arc<EmbeddedFanout>>,
     journal: Journal,
-    pub(super) live_calls: Mutex<Vec<LiveCall>>,
-    /// Gate that each `live` passes before it is executed.
-    pub(super) live_gate: Gate,
+    pub(super) stream_calls: Mutex<Vec<StreamCall>>,
+    /// The faults of the next calls of `open_part` and `append`.
+    pub(super) faults: Mutex<VecDeque<Fault>>,
+    /// Whether `renew` fails.
+    pub(super) renewing_fails: AtomicBool,
+    /// Gate that `open_part`, `append` and `renew` pass before they are executed.
+    pub(super) stream_gate: Gate,
+    /// The outcomes that `keep` was called with.
+    pub(super) kept_outcomes: Mutex<Vec<Arc<NewOutcome>>>,
     /// Gate that each `begin` passes before it is executed.
     pub(super) begin_gate: Gate,
     /// Gate that each `begin` passes after it is executed and before its response is returned.
@@ -135,6 +175,10 @@ pub(super) struct FakeFanout {
     /// Time until which `context` fails and `begin` returns no history.
     pub(super) context_unavailable_until: Mutex<Option<Instant>>,
     pub(super) subscriptions: Arc<TestSubscriptions>,
+}
+
+fn unavailable<T>() -> Result<T> {
+    Err(FanoutError::Unavailable("test".into()))
 }
 
 fn empty_fanout() -> Arc<EmbeddedFanout> {
@@ -160,8 +204,11 @@ impl FakeFanout {
         Arc::new(Self {
             inner: Mutex::new(inner),
             journal,
-            live_calls: Mutex::default(),
-            live_gate: Gate::new(),
+            stream_calls: Mutex::default(),
+            faults: Mutex::default(),
+            renewing_fails: AtomicBool::new(false),
+            stream_gate: Gate::new(),
+            kept_outcomes: Mutex::default(),
             begin_gate: Gate::new(),
             begin_response_gate: Gate::new(),
             begins: AtomicU32::new(0),
@@ -184,14 +231,42 @@ impl FakeFanout {
         *self.inner.lock().unwrap() = empty_fanout();
     }
 
-    /// The deltas that `live` has written: attempt, index and text of each.
-    pub(super) fn deltas(&self) -> Vec<(u32, u32, String)> {
-        let calls = self.live_calls.lock().unwrap();
-        let deltas = calls.iter().filter_map(|call| {
-            let (index, text) = call.delta.clone()?;
-            Some((call.attempt, index, text))
+    /// The calls that concern streams.
+    pub(super) fn stream_calls(&self) -> Vec<StreamCall> {
+        self.stream_calls.lock().unwrap().clone()
+    }
+
+    /// The pieces that were published: attempt, part, offset and text of each.
+    pub(super) fn pieces(&self) -> Vec<(u32, u32, u32, String)> {
+        let calls = self.stream_calls.lock().unwrap();
+        let confirmed = calls.iter().filter(|call| call.is_confirmed);
+        let pieces = confirmed.filter_map(|call| {
+            let Piece { range, text } = call.content.piece()?.clone();
+            Some((call.attempt, range.part, range.offset, text))
         });
-        deltas.collect()
+        pieces.collect()
+    }
+
+    /// When the lease was renewed.
+    pub(super) fn renewals(&self) -> Vec<Instant> {
+        let calls = self.stream_calls.lock().unwrap();
+        let renewals = calls
+            .iter()
+            .filter(|call| call.is_confirmed && call.content.piece().is_none());
+        renewals.map(|call| call.at).collect()
+    }
+
+    fn record_call(&self, attempt: u32, content: CallContent, is_confirmed: bool) {
+        self.stream_calls.lock().unwrap().push(StreamCall {
+            at: Instant::now(),
+            attempt,
+            content,
+            is_confirmed,
+        });
+    }
+
+    fn next_fault(&self) -> Option<Fault> {
+        self.faults.lock().unwrap().pop_front()
     }
 
     /// Cancels a message, and sends the frame to the worker if it has subscribed to the user.
@@ -241,19 +316,64 @@ impl Answers for FakeFanout {
         response
     }
 
-    async fn live(&self, request: LiveRequest) -> Result<LiveResponse> {
-        self.live_gate.pass().await;
-        let (attempt, delta) = (request.attempt, request.delta.clone());
-        let response = self.inner().live(request).await?;
-        self.live_calls.lock().unwrap().push(LiveCall {
-            at: Instant::now(),
-            attempt,
-            delta: delta.filter(|_| response == LiveResponse::Written),
-        });
-        Ok(response)
+    async fn open_part(&self, request: OpenPartRequest) -> Result<StreamResponse> {
+        self.stream_gate.pass().await;
+        let attempt = request.attempt;
+        let content = CallContent::Open(request.kind, request.piece.clone());
+        let fault = self.next_fault();
+        let result = match fault {
+            Some(Fault::Refused) => unavailable(),
+            _ => self.inner().open_part(request).await,
+        };
+        let result = match (fault, result) {
+            (Some(Fault::ResponseLost), Ok(_)) => unavailable(),
+            (Some(Fault::OnePiece), Ok(_)) => Ok(StreamResponse::Confirmed(1)),
+            (_, result) => result,
+        };
+        let is_confirmed = matches!(result, Ok(StreamResponse::Confirmed(_)));
+        self.record_call(attempt, content, is_confirmed);
+        result
+    }
+
+    async fn append(&self, request: AppendRequest) -> Result<u64> {
+        self.stream_gate.pass().await;
+        let attempt = request.attempt;
+        let content = CallContent::Append(request.piece.clone());
+        let fault = self.next_fault();
+        let result = match fault {
+            Some(Fault::Refused) => unavailable(),
+            Some(Fault::NoPieces) => Ok(0),
+            _ => self.inner().append(request).await,
+        };
+        let result = match (fault, result) {
+            (Some(Fault::ResponseLost), Ok(_)) => unavailable(),
+            (Some(Fault::OnePiece), Ok(_)) => Ok(1),
+            (_, result) => result,
+        };
+        self.record_call(attempt, content, matches!(result, Ok(1..)));
+        result
+    }
+
+    async fn renew(&self, request: RenewRequest) -> Result<StreamResponse> {
+        self.stream_gate.pass().await;
+        let attempt = request.attempt;
+        let content = CallContent::Renew {
+            parts: request.parts,
+            last_length: request.last_length,
+        };
+        let result = if self.renewing_fails.load(Ordering::SeqCst) {
+            unavailable()
+        } else {
+            self.inner().renew(request).await
+        };
+        let is_confirmed = matches!(result, Ok(StreamResponse::Confirmed(_)));
+        self.record_call(attempt, content, is_confirmed);
+        result
     }
 
     async fn keep(&self, request: KeepRequest) -> Result<KeepResponse> {
+        let outcome = Arc::clone(&request.outcome);
+        self.kept_outcomes.lock().unwrap().push(outcome);
         let response = self.inner().keep(request).await?;
         if matches!(
             response,
@@ -272,7 +392,7 @@ impl Answers for FakeFanout {
         max_newest_turn_age: Duration,
     ) -> Result<Vec<Turn>> {
         if self.is_context_unavailable() {
-            return Err(FanoutError::Unavailable("test".into()));
+            return unavailable();
         }
         let inner = self.inner();
         inner
@@ -288,7 +408,7 @@ impl Feeds for FakeFanout {
         capacity: usize,
     ) -> Result<(Arc<dyn Feed>, mpsc::Receiver<FeedEvent>)> {
         if self.subscriptions.opening_fails.load(Ordering::SeqCst) {
-            return Err(FanoutError::Unavailable("test".into()));
+            return unavailable();
         }
         let (sender, events) = mpsc::channel(capacity);
         *self.subscriptions.event_sender.lock().unwrap() = Some(sender);

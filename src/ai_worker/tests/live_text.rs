@@ -1,5 +1,6 @@
 //! Tests of how often live text is published, and that publishing never delays reading the model.
 
+use super::fake_fanout::CallContent;
 use super::*;
 
 /// Number of tokens of the long answer.
@@ -14,7 +15,7 @@ fn long_answer() -> Vec<Step> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_long_answer_makes_at_most_40_live_calls_per_second_and_one_record() {
+async fn a_long_answer_makes_at_most_40_calls_per_second_and_one_record() {
     let system = TestSystem::new([long_answer()]);
     let _worker = system.start();
     system.ask("alice", "hello");
@@ -24,13 +25,17 @@ async fn a_long_answer_makes_at_most_40_live_calls_per_second_and_one_record() {
         system.terminals()[0]["content"],
         "word ".repeat(TOKEN_COUNT)
     );
-    let calls = system.fanout.live_calls.lock().unwrap();
-    let first_sent = system.script.text_sent_at.lock().unwrap()[0];
+    let calls = system.fanout.stream_calls();
+    let first_sent = system.script.sent_at.lock().unwrap()[0];
     assert_eq!(
         calls[0].at, first_sent,
         "the first token is published at once"
     );
-    assert_eq!(calls[0].delta, Some((0, "word ".to_owned())));
+    assert_eq!(
+        system.fanout.pieces()[0],
+        (1, 0, 0, "word ".to_owned()),
+        "the first token opens the first part"
+    );
     for (index, call) in calls.iter().enumerate() {
         let within_a_second = calls[index..]
             .iter()
@@ -39,21 +44,19 @@ async fn a_long_answer_makes_at_most_40_live_calls_per_second_and_one_record() {
         assert!(count <= 40, "{count} calls within a second");
     }
     assert!(calls.len() > 1000, "the text grows visibly");
-    let published: String = calls
-        .iter()
-        .filter_map(|call| Some(call.delta.clone()?.1))
-        .collect();
+    let pieces = system.fanout.pieces();
+    let published: String = pieces.into_iter().map(|(.., text)| text).collect();
     assert!("word ".repeat(TOKEN_COUNT).starts_with(&published));
 }
 
 #[tokio::test(start_paused = true)]
 async fn reading_the_model_never_waits_for_the_fan_out() {
     let system = TestSystem::new([long_answer()]);
-    system.fanout.live_gate.close();
+    system.fanout.stream_gate.close();
     let _worker = system.start();
     system.ask("alice", "hello");
     system.wait_until_committed(1).await;
-    let sent = system.script.text_sent_at.lock().unwrap();
+    let sent = system.script.sent_at.lock().unwrap();
     assert_eq!(sent.len(), TOKEN_COUNT);
     let took = sent[TOKEN_COUNT - 1] - sent[0];
     let expected = Duration::from_millis(10) * (TOKEN_COUNT as u32 - 1);
@@ -65,7 +68,7 @@ async fn reading_the_model_never_waits_for_the_fan_out() {
         system.terminals()[0]["content"],
         "word ".repeat(TOKEN_COUNT)
     );
-    assert!(system.fanout.live_calls.lock().unwrap().is_empty());
+    assert!(system.fanout.stream_calls().is_empty());
 }
 
 #[tokio::test(start_paused = true)]
@@ -75,7 +78,11 @@ async fn a_message_without_streaming_only_renews_the_lease() {
     let value = r#"{"content":"hello","userid":"alice"}"#;
     system.topics.append(MESSAGES, FakeTopics::record(value));
     system.wait_until_committed(1).await;
-    let calls = system.fanout.live_calls.lock().unwrap();
+    let calls = system.fanout.stream_calls();
     assert!((38..=48).contains(&calls.len()), "{}", calls.len());
-    assert!(calls.iter().all(|call| call.delta.is_none()));
+    let renewal = CallContent::Renew {
+        parts: 0,
+        last_length: 0,
+    };
+    assert!(calls.iter().all(|call| call.content == renewal));
 }

@@ -10,7 +10,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Dependencies;
-use crate::config::settings::{ModelApiSettings, PipelineSettings, PromptSettings, WorkerSettings};
+use crate::config::settings::{
+    ModelApiSettings, PipelineSettings, PromptSettings, Reasoning, WorkerSettings,
+};
 use crate::protocol::ids::{MessageId, UserId};
 
 mod cancel;
@@ -18,12 +20,14 @@ mod fake_fanout;
 mod fake_log;
 mod live_text;
 mod outcomes;
+mod parts;
 mod scripted_model;
+mod stream;
 mod takeover;
 
 use fake_fanout::FakeFanout;
 use fake_log::{FakeLog, FakeTopics};
-use scripted_model::{ModelScript, ScriptedModel, Step, send_text, wait_ms};
+use scripted_model::{ModelScript, ScriptedModel, Step, send, send_reasoning, send_text, wait_ms};
 
 /// The events of a test in their order: `kept` for each stored outcome, the topic for each appended
 /// record, `offset` for each stored offset.
@@ -74,6 +78,7 @@ fn settings() -> WorkerSettings {
         message_max_age: Duration::from_secs(12 * 3600),
         message_deadline: Duration::from_secs(300),
         max_answer_bytes: 256 << 10,
+        reasoning: Reasoning::Show,
         stream_flush: Duration::from_millis(30),
         stream_flush_bytes: 1024,
         admin_listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),

@@ -10,14 +10,14 @@ fn broken_answer() -> Vec<Step> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_broken_stream_is_followed_by_another_attempt_from_index_0() {
+async fn a_broken_stream_is_followed_by_another_attempt_with_a_new_stream() {
     let system = TestSystem::new([broken_answer(), answer("whole")]);
     let _worker = system.start();
     system.ask("alice", "hello");
     system.wait_until_committed(1).await;
     assert_eq!(
-        system.fanout.deltas(),
-        [(1, 0, "half".to_owned()), (2, 0, "whole".to_owned())]
+        system.fanout.pieces(),
+        [(1, 0, 0, "half".to_owned()), (2, 0, 0, "whole".to_owned())]
     );
     assert_eq!(system.terminals()[0]["content"], "whole");
     assert!(system.topics.values(DEAD_LETTERS).is_empty());
@@ -85,13 +85,13 @@ async fn an_expired_message_is_not_sent_to_the_model() {
 
 #[tokio::test(start_paused = true)]
 async fn an_overlong_answer_is_cut_so_that_its_record_can_be_appended() {
-    // Each character of the text occupies two bytes in JSON.
+    // Each character of the text occupies two bytes in JSON, and the part itself 68 bytes.
     let mut system = TestSystem::new([vec![
         send_text(&"\"\n".repeat(3000)),
         send_text("more"),
         Step::Hang,
     ]]);
-    system.settings.max_answer_bytes = 10_000;
+    system.settings.max_answer_bytes = 10_068;
     let _worker = system.start();
     system.ask("alice", "hello");
     system.wait_until_committed(1).await;

@@ -8,13 +8,16 @@ use async_trait::async_trait;
 use futures_util::stream::{self, StreamExt};
 use tokio::time::Instant;
 
-use crate::ai_worker::provider::{ModelError, ModelEvent, ModelRequest, ModelStream, Provider};
+use crate::ai_worker::provider::{
+    ModelError, ModelEvent, ModelRequest, ModelStream, PartDelta, PartKey, Provider,
+};
 use crate::protocol::error_code::ErrorCode;
 
 /// A step of a model's answer.
 #[derive(Debug, Clone)]
 pub(super) enum Step {
-    Text(String),
+    /// The next piece of a part.
+    Send(PartDelta),
     Wait(Duration),
     /// The stream neither continues nor ends.
     Hang,
@@ -25,7 +28,16 @@ pub(super) enum Step {
 }
 
 pub(super) fn send_text(text: &str) -> Step {
-    Step::Text(text.to_owned())
+    send(PartKey::Text, text)
+}
+
+pub(super) fn send_reasoning(text: &str) -> Step {
+    send(PartKey::Reasoning, text)
+}
+
+/// A piece without properties.
+pub(super) fn send(key: PartKey, text: &str) -> Step {
+    Step::Send(PartDelta::new(key, text))
 }
 
 pub(super) fn wait_ms(millis: u64) -> Step {
@@ -41,8 +53,8 @@ pub(super) struct ModelScript {
     pub(super) requests: Mutex<Vec<Vec<String>>>,
     /// When each connection was closed.
     closed_at: Mutex<Vec<Instant>>,
-    /// When each [`Step::Text`] was sent.
-    pub(super) text_sent_at: Mutex<Vec<Instant>>,
+    /// When each [`Step::Send`] was sent.
+    pub(super) sent_at: Mutex<Vec<Instant>>,
 }
 
 /// The connection of one call. Records the time at which it is dropped, that is, closed.
@@ -103,14 +115,9 @@ impl Provider for ScriptedModel {
                     Step::Hang => std::future::pending().await,
                     Step::Panic => panic!("the model panics"),
                     Step::Break => Err(broken_stream_error()),
-                    Step::Text(text) => {
-                        connection
-                            .0
-                            .text_sent_at
-                            .lock()
-                            .unwrap()
-                            .push(Instant::now());
-                        Ok(ModelEvent::Text(text))
+                    Step::Send(delta) => {
+                        connection.0.sent_at.lock().unwrap().push(Instant::now());
+                        Ok(ModelEvent::Delta(delta))
                     }
                     Step::Finish => Ok(ModelEvent::Finished {
                         reason: "stop".into(),

@@ -52,20 +52,20 @@ async fn a_crash_during_an_answer_is_followed_by_another_attempt() {
     let other = system.second_process([answer("whole")]);
     let _worker = other.start();
     system.wait_until_committed(1).await;
-    assert_eq!(system.fanout.deltas(), [(1, 0, "half".to_owned())]);
-    assert_eq!(other.fanout.deltas(), [(2, 0, "whole".to_owned())]);
+    assert_eq!(system.fanout.pieces(), [(1, 0, 0, "half".to_owned())]);
+    assert_eq!(other.fanout.pieces(), [(2, 0, 0, "whole".to_owned())]);
     assert_eq!(system.terminals()[0]["content"], "whole");
     assert_eq!(system.terminals()[0]["attempt"], 2);
     let closed = system.script.closed_at();
     assert_eq!(closed.len(), 1, "the crashed worker's connection is closed");
 }
 
-/// Starts a worker whose `live` calls hang, so that its lease expires, and 4 s later another
+/// Starts a worker whose stream calls hang, so that its lease expires, and 4 s later another
 /// worker, which takes the message over and whose model answers after `other_takes_ms`. Returns
 /// once both workers have appended a terminal record.
 async fn takeover_of_stalled_worker(other_takes_ms: u64) -> (TestSystem, TestSystem, [Worker; 2]) {
     let system = TestSystem::new([vec![wait_ms(10_000), send_text("mine"), Step::Finish]]);
-    system.fanout.live_gate.close();
+    system.fanout.stream_gate.close();
     let first = system.start();
     system.ask("alice", "hello");
     sleep(Duration::from_secs(4)).await;
@@ -102,7 +102,7 @@ async fn a_worker_is_fenced_at_keep_while_the_other_still_answers() {
 #[tokio::test(start_paused = true)]
 async fn an_answer_fenced_by_a_crashed_worker_is_kept_without_another_call() {
     let system = TestSystem::new([vec![wait_ms(10_000), send_text("mine"), Step::Finish]]);
-    system.fanout.live_gate.close();
+    system.fanout.stream_gate.close();
     let _worker = system.start();
     system.ask("alice", "hello");
     sleep(Duration::from_secs(4)).await;
@@ -134,10 +134,10 @@ async fn text_lost_by_the_fan_out_is_published_again_under_a_higher_attempt() {
     sleep(Duration::from_millis(150)).await;
     system.fanout.lose_all();
     system.wait_until_committed(1).await;
-    let deltas = system.fanout.deltas();
-    assert_eq!(deltas[0], (1, 0, "one".to_owned()));
-    assert_eq!(deltas[1], (1, 1, " two".to_owned()));
-    assert_eq!(deltas[2], (2, 0, "one two three".to_owned()));
+    let pieces = system.fanout.pieces();
+    assert_eq!(pieces[0], (1, 0, 0, "one".to_owned()));
+    assert_eq!(pieces[1], (1, 0, 3, " two".to_owned()));
+    assert_eq!(pieces[2], (2, 0, 0, "one two three".to_owned()));
     assert_eq!(system.script.calls(), 1);
     assert_eq!(system.terminals()[0]["content"], "one two three four");
     assert_eq!(system.terminals()[0]["attempt"], 2);
@@ -173,7 +173,7 @@ async fn an_answer_that_ends_during_another_begin_makes_one_model_call() {
 #[tokio::test(start_paused = true)]
 async fn a_failed_call_is_not_retried_after_another_worker_took_over() {
     let system = TestSystem::new([vec![wait_ms(4500), Step::Break]]);
-    system.fanout.live_gate.close();
+    system.fanout.stream_gate.close();
     let _first = system.start();
     system.ask("alice", "hello");
     sleep(Duration::from_secs(4)).await;
@@ -187,7 +187,7 @@ async fn a_failed_call_is_not_retried_after_another_worker_took_over() {
     // The first worker's call has failed, and the worker would retry it, because it does not know
     // of the takeover yet.
     sleep(Duration::from_secs(3)).await;
-    system.fanout.live_gate.open();
+    system.fanout.stream_gate.open();
     system
         .wait_until("both terminal records", || system.terminals().len() == 2)
         .await;

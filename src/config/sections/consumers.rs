@@ -2,7 +2,7 @@
 
 use crate::config::keys::Key;
 use crate::config::settings::{
-    ModelApiSettings, PipelineSettings, PromptSettings, RelaySettings, WorkerSettings,
+    ModelApiSettings, PipelineSettings, PromptSettings, Reasoning, RelaySettings, WorkerSettings,
 };
 use crate::config::{Config, keys};
 
@@ -42,6 +42,11 @@ impl Config {
             message_max_age: self.duration(&keys::MESSAGE_MAX_AGE),
             message_deadline: self.duration(&keys::MESSAGE_DEADLINE_MS),
             max_answer_bytes: self.size(&keys::MAX_ANSWER_BYTES),
+            reasoning: match self.text(&keys::REASONING) {
+                Some("keep") => Reasoning::Keep,
+                Some("drop") => Reasoning::Drop,
+                _ => Reasoning::Show,
+            },
             stream_flush: self.duration(&keys::STREAM_FLUSH_MS),
             stream_flush_bytes: self.size(&keys::STREAM_FLUSH_BYTES),
             admin_listen: self.admin_listen(),

@@ -12,10 +12,10 @@ use super::feed::EmbeddedFeed;
 use super::keys;
 use super::user::ForgetScope;
 use crate::fanout::{
-    Admission, Admissions, Answers, BeginRequest, BeginResponse, ConversationEntry, DeliverRequest,
-    DeliverResponse, DeliveredOutcome, Deliveries, FanoutHealth, Feed, FeedEvent, Feeds, History,
-    KeepRequest, KeepResponse, LiveRequest, LiveResponse, MessageRef, ReadRequest, Reads, Result,
-    Turn, UserView,
+    Admission, Admissions, Answers, AppendRequest, BeginRequest, BeginResponse, ConversationEntry,
+    DeliverRequest, DeliverResponse, DeliveredOutcome, Deliveries, FanoutHealth, Feed, FeedEvent,
+    Feeds, History, KeepRequest, KeepResponse, MessageRef, OpenPartRequest, ReadRequest, Reads,
+    RenewRequest, Result, StreamResponse, Turn, UserView,
 };
 use crate::protocol::ids::{ConversationId, MessageId, UserId};
 use crate::protocol::open_message::CancelResult;
@@ -56,9 +56,21 @@ impl Answers for EmbeddedFanout {
             .with_state(&user, |state, context| state.begin(call, context))
     }
 
-    async fn live(&self, call: LiveRequest) -> Result<LiveResponse> {
+    async fn open_part(&self, call: OpenPartRequest) -> Result<StreamResponse> {
         self.users.with_state(&call.message.user, |state, context| {
-            state.live(&call, context)
+            state.open_part(&call, context)
+        })
+    }
+
+    async fn append(&self, call: AppendRequest) -> Result<u64> {
+        self.users.with_state(&call.message.user, |state, context| {
+            Ok(state.append(&call, context))
+        })
+    }
+
+    async fn renew(&self, call: RenewRequest) -> Result<StreamResponse> {
+        self.users.with_state(&call.message.user, |state, context| {
+            state.renew(&call, context)
         })
     }
 

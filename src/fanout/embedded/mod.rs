@@ -3,7 +3,7 @@
 //! The store holds what must survive the process, under keys per user: outcomes, mailboxes,
 //! history, pending messages, cancel marks, tokens and markers. Answers in flight, sequence numbers
 //! and subscriptions exist only in memory. A restart loses them: workers get
-//! [`crate::fanout::LiveResponse::DataLost`], and gateways subscribe again.
+//! [`crate::fanout::StreamResponse::DataLost`], and gateways subscribe again.
 //!
 //! A call holds its user's lock from beginning to end, so frames are published in the order of
 //! their sequence numbers. A call never waits until its commit is on the disk. That is safe because
@@ -39,8 +39,13 @@ mod tokens;
 mod user;
 mod users;
 
-/// Version of the store's layout.
-const LAYOUT_VERSION: &[u8] = b"1";
+/// Version of the store's layout. In layout 1, no turn of the history has parts
+/// ([`Turn::parts`](super::Turn::parts)); everything else is the same.
+const LAYOUT_VERSION: &[u8] = b"2";
+
+/// The older layout that this version reads. Opening such a store gives it the current version, so
+/// that a chatmesh that knows only the older layout refuses it instead of misreading its turns.
+const READABLE_LAYOUT_VERSION: &[u8] = b"1";
 
 impl From<StoreError> for FanoutError {
     fn from(error: StoreError) -> Self {
@@ -109,14 +114,14 @@ impl EmbeddedFanout {
     fn with_environment(store: Store, bounds: Bounds, environment: Environment) -> Result<Self> {
         match store.get(Table::Users, keys::LAYOUT_VERSION_KEY)? {
             Some(version) if version == LAYOUT_VERSION => {}
-            Some(_) => {
+            Some(version) if version != READABLE_LAYOUT_VERSION => {
                 return Err(FanoutError::Unexpected(
                     "the data directory was written by another version of chatmesh; use that \
                      version or another directory"
                         .into(),
                 ));
             }
-            None => {
+            Some(_) | None => {
                 let mut batch = Batch::default();
                 batch.put(Table::Users, keys::LAYOUT_VERSION_KEY, LAYOUT_VERSION);
                 store.commit(batch)?;

@@ -1,4 +1,4 @@
-//! The calls of [`Answers`] on Redis: `begin`, `live`, `keep` and `context`.
+//! The calls of [`Answers`] on Redis. `streams` has the calls that write the answer's parts.
 
 use std::time::Duration;
 
@@ -11,9 +11,9 @@ use super::scripts::Script;
 use super::turn::decode_turns;
 use super::{RedisFanout, frame, unexpected_reply_error};
 use crate::fanout::{
-    Answers, BeginRequest, BeginResponse, HistoryResponse, HistoryVersion, KeepRequest,
-    KeepResponse, LEASE, LazyOutcome, LiveRequest, LiveResponse, MessageRef, NewOutcome, Result,
-    StoredOutcome, Turn, TurnAppend,
+    Answers, AppendRequest, BeginRequest, BeginResponse, HistoryResponse, HistoryVersion,
+    KeepRequest, KeepResponse, LEASE, LazyOutcome, MessageRef, NewOutcome, OpenPartRequest,
+    RenewRequest, Result, StoredOutcome, StreamResponse, Turn, TurnAppend,
 };
 use crate::protocol::ids::{ConversationId, UserId};
 
@@ -132,32 +132,16 @@ impl Answers for RedisFanout {
         }
     }
 
-    async fn live(&self, call: LiveRequest) -> Result<LiveResponse> {
-        let message = &call.message;
-        let mut args = vec![
-            random_id(),
-            text(message.message_id.as_str()),
-            text(call.owner.as_str()),
-            number(call.attempt),
-        ];
-        match &call.delta {
-            Some((index, content)) => args.extend([
-                number(index),
-                text(content),
-                Value::from(frame::delta(message, call.attempt, *index, content)),
-            ]),
-            None => args.push(text("")),
-        }
-        let script = &self.scripts.live;
-        let mut reply = self.run_for(script, &message.user, args).await?;
-        match reply.text()?.as_str() {
-            "written" => Ok(LiveResponse::Written),
-            "expected" => Ok(LiveResponse::OutOfOrder(reply.parse("index")?)),
-            "fenced" => Ok(LiveResponse::Fenced),
-            "cancelled" => Ok(LiveResponse::Cancelled),
-            "lost" => Ok(LiveResponse::DataLost),
-            word => Err(unexpected_reply_error(word)),
-        }
+    async fn open_part(&self, call: OpenPartRequest) -> Result<StreamResponse> {
+        self.run_open_part(&call).await
+    }
+
+    async fn append(&self, call: AppendRequest) -> Result<u64> {
+        self.run_append(&call).await
+    }
+
+    async fn renew(&self, call: RenewRequest) -> Result<StreamResponse> {
+        self.run_renew(&call).await
     }
 
     async fn keep(&self, call: KeepRequest) -> Result<KeepResponse> {

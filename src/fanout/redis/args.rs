@@ -38,8 +38,8 @@ pub(super) fn flag(is_set: bool) -> Value {
     text(if is_set { "1" } else { "0" })
 }
 
-/// Appends the five arguments of an outcome: frame, flag whether the turn has a question, question
-/// (empty without one), answer, status code.
+/// Appends the six arguments of an outcome: frame, flag whether the turn has a question, question
+/// (empty without one), answer, status code, parts (empty without any).
 pub(super) fn push_outcome(args: &mut Vec<Value>, outcome: &NewOutcome) {
     let question = outcome.turn.question.as_deref();
     args.extend([
@@ -48,5 +48,6 @@ pub(super) fn push_outcome(args: &mut Vec<Value>, outcome: &NewOutcome) {
         text(question.unwrap_or("")),
         text(&outcome.turn.answer),
         text(status_code(outcome.turn.status)),
+        text(outcome.turn.parts.as_deref().unwrap_or("")),
     ]);
 }

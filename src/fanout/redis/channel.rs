@@ -2,11 +2,22 @@
 //! contains no braces, so two users never share a name.
 
 use crate::fanout::Channel;
-use crate::protocol::ids::UserId;
+use crate::protocol::ids::{MessageId, StreamId, UserId};
 
 /// The hash tag with which all keys of a user begin, except the stored token's key.
 pub(super) fn hash_tag(user: &UserId) -> String {
     format!("{{user:{user}}}")
+}
+
+/// A name in the slot of a user's keys that no key has, like the hash tag itself. Scripts declare
+/// both as their keys: see `scripts`.
+pub(super) fn absent_key(hash_tag: &str) -> String {
+    format!("{hash_tag}:x")
+}
+
+/// Key of the pieces of a stream.
+pub(super) fn stream_key(hash_tag: &str, message: &MessageId, stream: &StreamId) -> String {
+    format!("{hash_tag}:1:s:{message}:{stream}")
 }
 
 /// Key of a user's stored token, as in the original system.

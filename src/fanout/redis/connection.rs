@@ -17,8 +17,21 @@ use tokio_util::sync::CancellationToken;
 use crate::config::settings::RedisSettings;
 use crate::fanout::{FanoutError, Result};
 
-/// Maximum number of commands queued inside the client. Further commands are refused at once.
-const MAX_QUEUED_COMMANDS: usize = 10_000;
+/// Number of commands queued inside the client from which on calls are refused at once. The
+/// client's own limit is off: after it has refused one command, the client no longer flushes single
+/// commands.
+pub(super) const MAX_QUEUED_COMMANDS: usize = 10_000;
+/// Number of redirections (MOVED, ASK) that the client of the calls follows for one command. The
+/// client library must follow no ASK: it takes the next reply on the connection to the new server
+/// for the reply to its ASKING, although that may be the reply to an earlier command. Each command
+/// in flight would then get the reply to another one. After MOVED, the library loads the cluster's
+/// topology before the command fails, so that a repeat reaches the new server.
+pub(super) const CALL_REDIRECTIONS: u32 = 0;
+/// Number of redirections that the client of a feed follows for one command. Redis never answers a
+/// subscription with ASK.
+pub(super) const FEED_REDIRECTIONS: u32 = 5;
+/// Text of the client library's error for a command whose redirection it does not follow.
+const REDIRECTED: &str = "Too many redirections.";
 /// Maximum number of published frames queued between the connection and the feed.
 const MAX_QUEUED_FRAMES: usize = 16_384;
 /// Shortest delay between two attempts to connect, in milliseconds.
@@ -27,8 +40,9 @@ const RECONNECT_MIN_MS: u32 = 50;
 const RECONNECT_MAX_MS: u32 = 1000;
 
 /// Builds a client that is not connected. After `connect`, it connects in the background and
-/// retries without limit. Returns an error if the URL can't be used.
-pub(super) fn client(settings: &RedisSettings) -> Result<Client> {
+/// retries without limit. It follows at most `max_redirections` redirections for one command.
+/// Returns an error if the URL can't be used.
+pub(super) fn client(settings: &RedisSettings, max_redirections: u32) -> Result<Client> {
     let unusable_url_error = |error: &Error| {
         // The error's own text is omitted, because it may quote the URL with its password.
         FanoutError::Unexpected(format!(
@@ -44,7 +58,8 @@ pub(super) fn client(settings: &RedisSettings) -> Result<Client> {
     let connection_config = ConnectionConfig {
         connection_timeout: timeout.max(Duration::from_secs(1)),
         internal_command_timeout: timeout.max(Duration::from_secs(1)),
-        max_command_buffer_len: MAX_QUEUED_COMMANDS,
+        max_command_buffer_len: 0,
+        max_redirections,
         // Only this timeout detects a server that vanished without closing the connection.
         unresponsive: UnresponsiveConfig {
             max_timeout: Some((timeout * 2).max(Duration::from_secs(4))),
@@ -80,10 +95,23 @@ pub(super) fn no_answer() -> FanoutError {
     FanoutError::Unavailable("redis did not answer in time".into())
 }
 
+/// The error of a call that is refused because too many commands are queued.
+pub(super) fn too_many_calls() -> FanoutError {
+    FanoutError::Unavailable("too many calls wait for redis".into())
+}
+
+/// Whether a command failed because the server redirected it to another server (MOVED, ASK).
+pub(super) fn is_redirection(error: &Error) -> bool {
+    error.details() == REDIRECTED
+}
+
 /// Translates an error of the client library: temporary failures become
 /// [`FanoutError::Unavailable`], failures that an operator has to mend
 /// [`FanoutError::Unexpected`].
 pub(super) fn fanout_error(client: &Client, error: &Error) -> FanoutError {
+    if is_redirection(error) {
+        return FanoutError::Unavailable("redis answered MOVED or ASK".into());
+    }
     let details = error.details();
     // The first word is Redis's error code. The words after it may quote a command's arguments.
     let code = details.split_whitespace().next().unwrap_or_default();
@@ -109,7 +137,7 @@ pub(super) fn fanout_error(client: &Client, error: &Error) -> FanoutError {
     }
     match error.kind() {
         ErrorKind::Timeout => no_answer(),
-        ErrorKind::Backpressure => FanoutError::Unavailable("too many calls wait for redis".into()),
+        ErrorKind::Backpressure => too_many_calls(),
         ErrorKind::IO
         | ErrorKind::Canceled
         | ErrorKind::Routing
@@ -209,7 +237,7 @@ mod tests {
             "rediss-cluster://localhost:7000",
             "redis-sentinel://localhost:26379?sentinelServiceName=main",
         ] {
-            assert!(client(&settings(url)).is_ok(), "{url}");
+            assert!(client(&settings(url), CALL_REDIRECTIONS).is_ok(), "{url}");
         }
     }
 
@@ -220,7 +248,9 @@ mod tests {
             "redis://:s3cret@host:notaport",
             "redis-sentinel://:s3cret@h:1",
         ] {
-            let error = client(&settings(url)).err().map(|error| error.to_string());
+            let error = client(&settings(url), CALL_REDIRECTIONS)
+                .err()
+                .map(|error| error.to_string());
             let error = error.expect(url);
             assert!(
                 error.contains("REDIS_URL") && !error.contains("s3cret"),
@@ -231,7 +261,7 @@ mod tests {
 
     #[tokio::test]
     async fn operator_errors_are_distinguished_from_temporary_ones() {
-        let client = client(&settings("redis://localhost:1")).unwrap();
+        let client = client(&settings("redis://localhost:1"), CALL_REDIRECTIONS).unwrap();
         for (text, is_temporary) in [
             ("LOADING Redis is loading the dataset in memory", true),
             ("CLUSTERDOWN The cluster is down", true),
@@ -250,10 +280,14 @@ mod tests {
                 "{text}"
             );
         }
-        let timeout = Error::new(ErrorKind::Timeout, "Request timed out.");
-        assert!(matches!(
-            fanout_error(&client, &timeout),
-            FanoutError::Unavailable(_)
-        ));
+        for error in [
+            Error::new(ErrorKind::Timeout, "Request timed out."),
+            Error::new(ErrorKind::Routing, REDIRECTED),
+        ] {
+            assert!(matches!(
+                fanout_error(&client, &error),
+                FanoutError::Unavailable(_)
+            ));
+        }
     }
 }

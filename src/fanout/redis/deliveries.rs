@@ -33,6 +33,7 @@ impl Deliveries for RedisFanout {
             text(&call.answer),
             text(status_code(call.status)),
             call.logged_at_ms.map_or_else(|| text(""), number),
+            text(call.parts.as_deref().unwrap_or("")),
         ];
         let script = &self.scripts.deliver;
         let mut reply = self.run_for(script, &call.user, args).await?;

@@ -1,5 +1,5 @@
-//! JSON that the fan-out on Redis builds itself: live frames, the cancel notice and pending
-//! entries. The scripts add the sequence number (`n` and `n_id`) to frames when they publish them.
+//! JSON that the fan-out on Redis builds itself: `restarted`, the cancel notice and pending entries.
+//! The scripts add the sequence number (`n` and `n_id`) to frames when they publish them.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,59 +8,28 @@ use crate::fanout::{MessageRef, Result};
 use crate::protocol::ids::{ClientMessageId, ConversationId, MessageId, UserId};
 use crate::protocol::open_message::PendingMessage;
 
-/// A `delta` or `restarted` frame without its sequence number.
-#[derive(Serialize)]
-struct LiveFrame<'a> {
-    #[serde(rename = "type")]
-    kind: &'static str,
-    userid: &'a UserId,
-    message_id: &'a MessageId,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    id: Option<&'a ClientMessageId>,
-    conversation_id: &'a ConversationId,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    attempt: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    index: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    content: Option<&'a str>,
-}
-
-impl<'a> LiveFrame<'a> {
-    fn new(kind: &'static str, message: &'a MessageRef) -> Self {
-        Self {
-            kind,
-            userid: &message.user,
-            message_id: &message.message_id,
-            id: message.id.as_ref(),
-            conversation_id: &message.conversation,
-            attempt: None,
-            index: None,
-            content: None,
-        }
-    }
-
-    fn to_json(&self) -> String {
-        // Serialization can't fail: it fails only for maps whose keys are not strings, and a frame
-        // contains no map.
-        serde_json::to_string(self).unwrap_or_default()
-    }
-}
-
-/// JSON of the `delta` frame with the piece of text `content`.
-pub(super) fn delta(message: &MessageRef, attempt: u32, index: u32, content: &str) -> String {
-    LiveFrame {
-        attempt: Some(attempt),
-        index: Some(index),
-        content: Some(content),
-        ..LiveFrame::new("delta", message)
-    }
-    .to_json()
-}
-
-/// JSON of the `restarted` frame without `attempt`, which the script inserts.
+/// JSON of the `restarted` frame without its sequence number and without `stream` and `attempt`,
+/// which the script inserts.
 pub(super) fn restarted(message: &MessageRef) -> String {
-    LiveFrame::new("restarted", message).to_json()
+    #[derive(Serialize)]
+    struct Restarted<'a> {
+        r#type: &'static str,
+        userid: &'a UserId,
+        message_id: &'a MessageId,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: Option<&'a ClientMessageId>,
+        conversation_id: &'a ConversationId,
+    }
+    let frame = Restarted {
+        r#type: "restarted",
+        userid: &message.user,
+        message_id: &message.message_id,
+        id: message.id.as_ref(),
+        conversation_id: &message.conversation,
+    };
+    // Serialization can't fail: it fails only for maps whose keys are not strings, and a frame
+    // contains no map.
+    serde_json::to_string(&frame).unwrap_or_default()
 }
 
 /// JSON of the notice on `{user:alice}:cancel` for the worker that generates the answer.

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use fred::clients::Client;
-use fred::interfaces::{ClientLike, EventInterface};
+use fred::interfaces::{ClientLike, EventInterface, MetricsInterface};
 use fred::types::Value;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
@@ -22,6 +22,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use self::connection_health::ConnectionHealth;
 use self::reply::Reply;
 use self::scripts::{Script, Scripts};
+use self::send_window::SendWindow;
 use super::error::{FanoutError, Result};
 use super::feeds::{Feed, FeedEvent, Feeds};
 use super::health::FanoutHealth;
@@ -40,10 +41,13 @@ mod feed;
 mod frame;
 mod history;
 pub mod inspect;
+mod pieces;
 mod reads;
 mod reply;
 mod scripts;
+mod send_window;
 mod servers;
+mod streams;
 mod tokens;
 mod turn;
 
@@ -53,6 +57,7 @@ pub struct RedisFanout {
     settings: RedisSettings,
     client: Client,
     scripts: Scripts,
+    send_window: SendWindow,
     disruptions: watch::Receiver<u64>,
     health: ConnectionHealth,
     _stop: DropGuard,
@@ -62,7 +67,7 @@ impl RedisFanout {
     /// Returns the error with which [`RedisFanout::connect`] would reject the settings. Does not
     /// connect.
     pub fn validate(settings: &RedisSettings) -> Result<()> {
-        connection::client(settings).map(|_| ())
+        connection::client(settings, connection::CALL_REDIRECTIONS).map(|_| ())
     }
 
     /// Connects in the background, and reconnects without limit whenever the connection is lost.
@@ -72,7 +77,7 @@ impl RedisFanout {
     /// # Errors
     /// Returns an error only if `REDIS_URL` can't be used.
     pub fn connect(settings: &RedisSettings) -> Result<Self> {
-        let client = connection::client(settings)?;
+        let client = connection::client(settings, connection::CALL_REDIRECTIONS)?;
         let stop = CancellationToken::new();
         let (sender, disruptions) = watch::channel(0);
         let health = ConnectionHealth::observe(&client);
@@ -81,24 +86,35 @@ impl RedisFanout {
             health,
             settings: settings.clone(),
             scripts: Scripts::new(&settings.bounds, client.is_clustered()),
+            send_window: SendWindow::default(),
             client,
             disruptions,
             _stop: stop.drop_guard(),
         })
     }
 
-    /// Runs a script on the server that has `key`. Fails as unavailable after `command_timeout`,
-    /// because the client library may wait longer.
-    async fn run(&self, script: &Script, key: &str, args: Vec<Value>) -> Result<Reply> {
-        let call = script.run(&self.client, key, args);
-        let result = timeout(self.settings.command_timeout, call).await;
-        let result = result.unwrap_or_else(|_| Err(connection::no_answer()));
-        self.health.record(result).map(Reply::new)
+    /// Runs a script on the server that has the slot of `keys`.
+    async fn run(&self, script: &Script, keys: &[&str], args: Vec<Value>) -> Result<Reply> {
+        let call = script.run(&self.client, keys, args);
+        self.with_timeout(call).await.map(Reply::new)
     }
 
     /// Runs a script on the server that has the keys of `user`.
     async fn run_for(&self, script: &Script, user: &UserId, args: Vec<Value>) -> Result<Reply> {
-        self.run(script, &channel::hash_tag(user), args).await
+        let tag = channel::hash_tag(user);
+        self.run(script, &[&tag, &channel::absent_key(&tag)], args)
+            .await
+    }
+
+    /// Makes a call. Fails as unavailable while too many calls wait for Redis, and after
+    /// `command_timeout`, because the client library may wait longer.
+    async fn with_timeout<T>(&self, call: impl Future<Output = Result<T>>) -> Result<T> {
+        if self.client.command_queue_len() >= connection::MAX_QUEUED_COMMANDS {
+            return Err(connection::too_many_calls());
+        }
+        let result = timeout(self.settings.command_timeout, call).await;
+        let result = result.unwrap_or_else(|_| Err(connection::no_answer()));
+        self.health.record(result)
     }
 
     /// Runs a marker script on every server that holds users. Returns whether the script returned 1
@@ -127,7 +143,7 @@ impl Feeds for RedisFanout {
         &self,
         capacity: usize,
     ) -> Result<(Arc<dyn Feed>, mpsc::Receiver<FeedEvent>)> {
-        let client = connection::client(&self.settings)?;
+        let client = connection::client(&self.settings, connection::FEED_REDIRECTIONS)?;
         let timeout = self.settings.command_timeout;
         // The client library reports the first discovery of a cluster as a change of the cluster.
         // The ping waits until that has happened, so that the new feed does not treat it as a gap.

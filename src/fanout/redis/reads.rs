@@ -5,9 +5,10 @@ use async_trait::async_trait;
 use super::RedisFanout;
 use super::args::{flag, number, random_id, text};
 use super::frame::decode_pending;
+use super::pieces::join_elements;
 use super::reply::{Reply, unreadable_reply_error};
 use crate::fanout::{DeliveredOutcome, ReadRequest, Reads, Result, UserView};
-use crate::protocol::ids::{ClientMessageId, MessageId, UserId};
+use crate::protocol::ids::{ClientMessageId, MessageId, StreamId, UserId};
 use crate::protocol::open_message::{InFlightAnswer, PendingMessage};
 use crate::protocol::position::Position;
 use crate::protocol::sequence_number::SequenceNumber;
@@ -63,8 +64,8 @@ fn decode_answer(mut fields: Reply) -> Result<InFlightAnswer> {
         },
         conversation: fields.conversation()?,
         attempt: fields.parse("attempt")?,
-        index: fields.parse("index")?,
-        text: fields.text()?,
+        stream: StreamId::parse(&fields.text()?).map_err(|_| unreadable_reply_error("stream"))?,
+        parts: join_elements(fields.list()?)?,
     })
 }
 

@@ -2,6 +2,11 @@
 //!
 //! During a rolling upgrade, scripts of two versions run side by side. Keys, fields, arguments and
 //! replies must therefore stay compatible with the previous version.
+//!
+//! A script about a user declares two keys that never exist. While the user's slot migrates to
+//! another server of a cluster, the old server redirects such a script to the new one (`ASK`), and
+//! the new one refuses it (`TRYAGAIN`). With only one key, the new server would run the script on
+//! the part of the user's keys that has been moved.
 
 use fred::clients::Client;
 use fred::error::Error;
@@ -9,7 +14,7 @@ use fred::interfaces::ClientLike;
 use fred::types::cluster::ClusterRouting;
 use fred::types::{ClusterHash, CustomCommand, Value};
 
-use super::connection::fanout_error;
+use super::connection::{fanout_error, is_redirection};
 use crate::config::bounds::Bounds;
 use crate::fanout::answers::LARGE_HISTORY_TURNS;
 use crate::fanout::{LEASE, Result};
@@ -27,17 +32,27 @@ impl Script {
         Self { source, digest }
     }
 
-    /// Runs the script on the server that has `key`, by its digest. A server that does not have the
-    /// script, because it restarted or took over a slot of a cluster, gets the source in a second
-    /// command.
-    pub(super) async fn run(&self, client: &Client, key: &str, args: Vec<Value>) -> Result<Value> {
-        match send(client, "EVALSHA", &self.digest, key, args.clone()).await {
-            Err(error) if error.details().starts_with("NOSCRIPT") => {
-                send(client, "EVAL", &self.source, key, args).await
+    /// Runs the script on the server that has the slot of `keys`, by its digest. A server that does
+    /// not have the script, because it restarted or took over a slot of a cluster, gets the source
+    /// in a second command. A command that was redirected is repeated once, because the slot may
+    /// have moved. While the slot migrates, the repeat is redirected too, and the call fails.
+    pub(super) async fn run(
+        &self,
+        client: &Client,
+        keys: &[&str],
+        args: Vec<Value>,
+    ) -> Result<Value> {
+        let (mut command, mut script) = ("EVALSHA", &self.digest);
+        let mut is_redirected = false;
+        loop {
+            match send(client, command, script, keys, args.clone()).await {
+                Err(error) if error.details().starts_with("NOSCRIPT") && command == "EVALSHA" => {
+                    (command, script) = ("EVAL", &self.source);
+                }
+                Err(error) if is_redirection(&error) && !is_redirected => is_redirected = true,
+                other => return other.map_err(|error| fanout_error(client, &error)),
             }
-            other => other,
         }
-        .map_err(|error| fanout_error(client, &error))
     }
 }
 
@@ -48,12 +63,14 @@ async fn send(
     client: &Client,
     command: &'static str,
     script: &str,
-    key: &str,
+    keys: &[&str],
     args: Vec<Value>,
 ) -> std::result::Result<Value, Error> {
-    let slot = ClusterHash::Custom(ClusterRouting::hash_key(key.as_bytes()));
-    let mut command_args = Vec::with_capacity(3 + args.len());
-    command_args.extend([script.into(), "1".into(), key.into()]);
+    let first_key = keys.first().copied().unwrap_or_default();
+    let slot = ClusterHash::Custom(ClusterRouting::hash_key(first_key.as_bytes()));
+    let mut command_args = Vec::with_capacity(2 + keys.len() + args.len());
+    command_args.extend([script.into(), keys.len().to_string().into()]);
+    command_args.extend(keys.iter().map(|key| Value::from(*key)));
     command_args.extend(args);
     client
         .custom(
@@ -71,7 +88,8 @@ pub(super) struct Scripts {
     pub(super) admit: Script,
     pub(super) accept: Script,
     pub(super) begin: Script,
-    pub(super) live: Script,
+    pub(super) open_part: Script,
+    pub(super) renew: Script,
     pub(super) keep: Script,
     pub(super) deliver: Script,
     pub(super) cancel: Script,
@@ -99,6 +117,7 @@ const LIMITS: &str = include_str!("scripts/limits.lua");
 const MAILBOX: &str = include_str!("scripts/mailbox.lua");
 const PENDING: &str = include_str!("scripts/pending.lua");
 const PUBLISH: &str = include_str!("scripts/publish.lua");
+const STREAM: &str = include_str!("scripts/stream.lua");
 const TOKENS: &str = include_str!("scripts/tokens.lua");
 const TURN: &str = include_str!("scripts/turn.lua");
 
@@ -162,17 +181,26 @@ impl Scripts {
             begin: script(&[
                 COMMON,
                 PUBLISH,
+                STREAM,
                 ANSWER,
                 HISTORY,
                 TURN,
                 CONTEXT,
                 include_str!("scripts/begin.lua"),
             ]),
-            live: script(&[COMMON, PUBLISH, ANSWER, include_str!("scripts/live.lua")]),
+            open_part: script(&[
+                COMMON,
+                PUBLISH,
+                STREAM,
+                ANSWER,
+                include_str!("scripts/open_part.lua"),
+            ]),
+            renew: script(&[COMMON, STREAM, ANSWER, include_str!("scripts/renew.lua")]),
             keep: script(&[COMMON, HISTORY, TOKENS, include_str!("scripts/keep.lua")]),
             deliver: script(&[
                 COMMON,
                 PUBLISH,
+                STREAM,
                 HISTORY,
                 MAILBOX,
                 include_str!("scripts/deliver.lua"),
@@ -181,6 +209,7 @@ impl Scripts {
             read: script(&[
                 COMMON,
                 PUBLISH,
+                STREAM,
                 PENDING,
                 MAILBOX,
                 include_str!("scripts/read.lua"),
@@ -192,7 +221,13 @@ impl Scripts {
                 // ARGV: conversation, maximum number of turns, maximum age of the newest turn (ms)
                 "return context(ARGV[1], tonumber(ARGV[2]), ARGV[3])",
             ]),
-            forget: script(&[COMMON, PENDING, MAILBOX, include_str!("scripts/forget.lua")]),
+            forget: script(&[
+                COMMON,
+                STREAM,
+                PENDING,
+                MAILBOX,
+                include_str!("scripts/forget.lua"),
+            ]),
             conversations: script(&[COMMON, include_str!("scripts/conversations.lua")]),
             turns: script(&[COMMON, TURN, include_str!("scripts/turns.lua")]),
             delivered: script(&[COMMON, include_str!("scripts/delivered.lua")]),

@@ -95,7 +95,9 @@ pub(super) async fn run_marker(
 ) -> Result<bool> {
     let keys = marker_keys(client, epoch).await?;
     let args = || vec![token.into(), MARKER_TTL_SECONDS.to_string().into()];
-    let runs = keys.iter().map(|key| script.run(client, key, args()));
+    let runs = keys
+        .iter()
+        .map(async |key| script.run(client, &[key.as_str()], args()).await);
     let answers = try_join_all(runs).await?;
     Ok(answers.iter().all(|answer| answer.as_i64() == Some(1)))
 }

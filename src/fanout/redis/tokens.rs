@@ -31,7 +31,7 @@ impl Tokens for RedisFanout {
     async fn stored_token(&self, user: &UserId) -> Result<Option<(String, u64)>> {
         let args = vec![text(""), text("0")];
         let key = channel::token_key(user);
-        decode_token(self.run(&self.scripts.issue_token, &key, args).await?)
+        decode_token(self.run(&self.scripts.issue_token, &[&key], args).await?)
     }
 
     async fn issue_token(
@@ -42,7 +42,7 @@ impl Tokens for RedisFanout {
     ) -> Result<(String, u64)> {
         let args = vec![text(candidate), number(ttl.as_secs().max(1))];
         let key = channel::token_key(user);
-        decode_token(self.run(&self.scripts.issue_token, &key, args).await?)?
+        decode_token(self.run(&self.scripts.issue_token, &[&key], args).await?)?
             .ok_or_else(|| unreadable_reply_error("token"))
     }
 
@@ -51,7 +51,8 @@ impl Tokens for RedisFanout {
         // token is removed first: a connection that uses it after that is refused, and the
         // revocation that follows closes the connections that used it before.
         let key = channel::token_key(user);
-        self.run(&self.scripts.drop_token, &key, Vec::new()).await?;
+        self.run(&self.scripts.drop_token, &[&key], Vec::new())
+            .await?;
         let at_ms = now_ms();
         let args = vec![
             random_id(),

@@ -6,6 +6,7 @@ use std::borrow::Cow;
 use hyper::{Method, StatusCode};
 use serde::Serialize;
 use serde_json::json;
+use serde_json::value::RawValue;
 
 use super::origin;
 use super::query::{Head, Query};
@@ -26,7 +27,7 @@ const MAX_PAGE_ENTRIES: usize = 200;
 /// long.
 const MAX_TURNS_PER_CALL: usize = 16;
 
-/// Size of a page's questions and answers, in bytes, from which on no turns are added. The last
+/// Size of a page's questions, answers and parts, in bytes, from which on no turns are added. The last
 /// call to the fan-out may raise the size of the page above this size.
 const FULL_PAGE_BYTES: usize = 1 << 20;
 
@@ -209,13 +210,49 @@ async fn read_page(
             return Ok(Page { turns, has_more });
         };
         let has_more = batch.len() == requested_turns;
-        let text_bytes =
-            |turn: &Turn| turn.answer.len() + turn.question.as_ref().map_or(0, String::len);
-        page_bytes += batch.iter().map(text_bytes).sum::<usize>();
+        page_bytes += batch.iter().map(content_bytes).sum::<usize>();
         turns.extend(batch);
         before = turns.last().map(|turn| turn.message_id.clone());
         if !has_more || turns.len() >= limit || page_bytes >= FULL_PAGE_BYTES {
             return Ok(Page { turns, has_more });
+        }
+    }
+}
+
+/// Size of a turn's question, answer and parts, in bytes.
+fn content_bytes(turn: &Turn) -> usize {
+    let question_bytes = turn.question.as_ref().map_or(0, String::len);
+    let parts_bytes = turn.parts.as_ref().map_or(0, |parts| parts.len());
+    question_bytes + turn.answer.len() + parts_bytes
+}
+
+/// A turn in the response body.
+#[derive(Serialize)]
+struct MessageEntry<'a> {
+    message_id: &'a MessageId,
+    question: Option<&'a str>,
+    answer: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parts: Option<&'a RawValue>,
+    status: &'static str,
+    timestamp: String,
+}
+
+impl<'a> MessageEntry<'a> {
+    fn new(turn: &'a Turn) -> Self {
+        let parts = turn.parts.as_deref();
+        Self {
+            message_id: &turn.message_id,
+            question: turn.question.as_deref(),
+            answer: &turn.answer,
+            // Passed on without decoding, so that the parts of a later version reach the client.
+            parts: parts.and_then(|parts| serde_json::from_str(parts).ok()),
+            status: match turn.status {
+                TurnStatus::Answered => "answered",
+                TurnStatus::Cancelled => "cancelled",
+                TurnStatus::Failed => "failed",
+            },
+            timestamp: rfc3339(turn.at_ms),
         }
     }
 }
@@ -227,12 +264,10 @@ async fn read_messages(
     query: &Query<'_>,
 ) -> Result<HttpResponse, HttpError> {
     #[derive(Serialize)]
-    struct Entry<'a> {
-        message_id: &'a MessageId,
-        question: Option<&'a str>,
-        answer: &'a str,
-        status: &'static str,
-        timestamp: String,
+    struct Body<'a> {
+        conversation_id: &'a ConversationId,
+        messages: Vec<MessageEntry<'a>>,
+        next: Option<&'a MessageId>,
     }
     let limit = page_limit(query)?;
     let before = match query.before.as_deref().map(MessageId::parse) {
@@ -242,27 +277,13 @@ async fn read_messages(
     };
     let Page { turns, has_more } = read_page(gateway, user, conversation, before, limit).await?;
     let next = turns.last().filter(|_| has_more);
-    let entries: Vec<_> = turns
-        .iter()
-        .map(|turn| Entry {
-            message_id: &turn.message_id,
-            question: turn.question.as_deref(),
-            answer: &turn.answer,
-            status: match turn.status {
-                TurnStatus::Answered => "answered",
-                TurnStatus::Cancelled => "cancelled",
-                TurnStatus::Failed => "failed",
-            },
-            timestamp: rfc3339(turn.at_ms),
-        })
-        .collect();
     Ok(json_response(
         StatusCode::OK,
-        &json!({
-            "conversation_id": conversation,
-            "messages": entries,
-            "next": next.map(|turn| &turn.message_id),
-        }),
+        &Body {
+            conversation_id: conversation,
+            messages: turns.iter().map(MessageEntry::new).collect(),
+            next: next.map(|turn| &turn.message_id),
+        },
     ))
 }
 
@@ -292,6 +313,38 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    fn turn(parts: Option<&str>) -> Turn {
+        Turn {
+            message_id: MessageId::parse("m").unwrap(),
+            question: Some("Why?".into()),
+            answer: "So.".into(),
+            parts: parts.map(Into::into),
+            status: TurnStatus::Answered,
+            at_ms: 0,
+        }
+    }
+
+    #[test]
+    fn turn_has_its_parts_as_they_are_stored() {
+        let encode = |turn: &Turn| serde_json::to_string(&MessageEntry::new(turn)).unwrap();
+        let parts = r#"[{"kind":"image", "meta":{"w":7.50}},{"kind":"text","length":3}]"#;
+        let entry = encode(&turn(Some(parts)));
+        assert!(
+            entry.contains(&format!(r#""answer":"So.","parts":{parts},"#)),
+            "{entry}"
+        );
+        for unreadable in [None, Some("[")] {
+            let entry = encode(&turn(unreadable));
+            assert!(!entry.contains("parts"), "{entry}");
+        }
+    }
+
+    #[test]
+    fn size_of_a_turn_counts_its_parts() {
+        assert_eq!(content_bytes(&turn(None)), 7);
+        assert_eq!(content_bytes(&turn(Some("[{}]"))), 11);
+    }
 
     #[test]
     fn conversation_in_path_is_decoded_before_it_is_validated() {

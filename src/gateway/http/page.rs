@@ -33,6 +33,7 @@ const FILES: &[(&str, &str, &[u8])] = files! {
     IMAGE "app/icon.svg";
     STYLE "app/theme.css";
     STYLE "app/layout.css";
+    STYLE "app/parts.css";
     STYLE "app/thread.css";
     SCRIPT "app/composer.js";
     SCRIPT "app/connection-status.js";
@@ -50,6 +51,8 @@ const FILES: &[(&str, &str, &[u8])] = files! {
     SCRIPT "app/markdown/highlight.js";
     SCRIPT "app/markdown/inline.js";
     SCRIPT "app/markdown/view.js";
+    SCRIPT "app/parts/blocks.js";
+    SCRIPT "app/parts/view.js";
 };
 
 const INDEX_HTML: &str = include_str!("../../../web/index.html");

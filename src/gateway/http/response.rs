@@ -7,6 +7,7 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use hyper::{Response, StatusCode};
+use serde::Serialize;
 use serde_json::json;
 
 use crate::protocol::error_code::ErrorCode;
@@ -89,11 +90,10 @@ impl HttpError {
     }
 }
 
-pub(in crate::gateway) fn json_response(
-    status: StatusCode,
-    body: &serde_json::Value,
-) -> HttpResponse {
-    let mut response = Response::new(Full::new(Bytes::from(body.to_string())));
+pub(in crate::gateway) fn json_response(status: StatusCode, body: &impl Serialize) -> HttpResponse {
+    // The default is never used: serialization fails only for maps whose keys are not strings.
+    let encoded = serde_json::to_vec(body).unwrap_or_default();
+    let mut response = Response::new(Full::new(Bytes::from(encoded)));
     *response.status_mut() = status;
     let json = HeaderValue::from_static("application/json");
     response.headers_mut().insert(CONTENT_TYPE, json);

@@ -5,12 +5,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use super::encoder::V1Encoder;
+use super::missing_text::missing_deltas;
 use super::shared_read::ReadResult;
 use super::state::V1State;
+use super::subscribers::NextCatchUp;
 use crate::backoff::Backoff;
 use crate::fanout::{FanoutError, ReadRequest, UserView};
 use crate::gateway::context::Gateway;
@@ -18,6 +20,7 @@ use crate::gateway::encoder::Encoder as _;
 use crate::gateway::session::MAX_FRAMES_IN_PROGRESS;
 use crate::gateway::sessions::UserSessions;
 use crate::protocol::close::CloseReason;
+use crate::protocol::open_message::InFlightAnswer;
 use crate::protocol::position::Position;
 use crate::protocol::published::PublishedFrame;
 use crate::protocol::trace_context::TraceContext;
@@ -46,8 +49,9 @@ enum CatchUpReason {
     Repair,
 }
 
-/// Runs a catch-up whenever the connection is stale, as a new connection is. `resume_after` is the
-/// position from which the client resumes. Returns the reason when the connection must be closed.
+/// Runs a catch-up whenever the connection is stale, as a new connection is, or needs a stream read
+/// that may begin. `resume_after` is the position from which the client resumes. Returns the reason
+/// when the connection must be closed.
 pub(in crate::gateway) async fn run(
     gateway: &Gateway,
     sessions: &UserSessions,
@@ -56,12 +60,22 @@ pub(in crate::gateway) async fn run(
 ) -> CloseReason {
     let mut reason = resume_after.map_or(CatchUpReason::Start, CatchUpReason::Resume);
     loop {
-        if !sessions.state().subscribers.is_stale(client) {
-            client.catch_up_needed.notified().await;
-            continue;
+        let next = sessions.state().subscribers.next_catch_up(client);
+        match next {
+            NextCatchUp::Now => {}
+            NextCatchUp::NotNeeded => {
+                client.catch_up_needed.notified().await;
+                continue;
+            }
+            NextCatchUp::At(time) => {
+                // The next iteration decides, whether the time was reached or the connection became
+                // stale before. Boxed like the catch-up below.
+                let _ = Box::pin(timeout_at(time, client.catch_up_needed.notified())).await;
+                continue;
+            }
         }
-        // Boxed, so that the wait above, where a connection spends most of its time, takes less
-        // memory.
+        // Boxed, so that the wait for a notification, where a connection spends most of its time,
+        // takes less memory.
         if let Err(close) = Box::pin(catch_up(gateway, sessions, client, &mut reason)).await {
             return close;
         }
@@ -84,6 +98,9 @@ async fn catch_up(
     }
     gateway.metrics.catch_ups.increment(1);
     let mut is_first_page = true;
+    // A client without text of the answers in flight, or that discards its text at `welcome`,
+    // receives snapshots.
+    let mut needs_snapshots = !is_repair;
     loop {
         let view = read_with_retries(gateway, sessions, client).await?;
         {
@@ -95,7 +112,8 @@ async fn catch_up(
         }
         let is_recovered = view.recovered && !gateway.settings.interop;
         if is_first_page || !is_recovered {
-            send_welcome(gateway, sessions, client, reason, &view, is_recovered).await?;
+            needs_snapshots |=
+                send_welcome(gateway, sessions, client, reason, &view, is_recovered).await?;
         }
         is_first_page = false;
         if is_recovered {
@@ -107,10 +125,9 @@ async fn catch_up(
             }
         }
         for answer in &view.in_flight {
-            push(client, v1::snapshot_frame(&sessions.user, answer), None).await?;
+            send_in_flight(sessions, client, answer, needs_snapshots).await?;
         }
-        let number = view.number.clone();
-        let resend_replies = sessions.state().subscribers.finish_read(client, number);
+        let resend_replies = sessions.state().subscribers.finish_read(client, &view);
         for frame in resend_replies {
             push(client, frame, None).await?;
         }
@@ -120,7 +137,7 @@ async fn catch_up(
 
 /// Sends `welcome` if the connection is new, or if the mailbox does not have every frame after the
 /// connection's position, so that the client must reload its history. From then on `reason` is
-/// [`CatchUpReason::Repair`].
+/// [`CatchUpReason::Repair`]. Returns whether the frame was sent.
 async fn send_welcome(
     gateway: &Gateway,
     sessions: &UserSessions,
@@ -128,7 +145,7 @@ async fn send_welcome(
     reason: &mut CatchUpReason,
     view: &UserView,
     is_recovered: bool,
-) -> Result<(), CloseReason> {
+) -> Result<bool, CloseReason> {
     let reason = std::mem::replace(reason, CatchUpReason::Repair);
     let position = if !is_recovered {
         let mut state = sessions.state();
@@ -136,11 +153,32 @@ async fn send_welcome(
     } else if let CatchUpReason::Resume(since) = reason {
         since
     } else {
-        return Ok(());
+        return Ok(false);
     };
     let frame = encode_welcome(gateway, sessions, &position, is_recovered, view);
     push(client, frame, None).await?;
     client.set_welcomed();
+    Ok(true)
+}
+
+/// Sends an answer in flight: only the text that the connection is missing, where it was sent the
+/// beginning of the same stream and has no more than the view; otherwise a snapshot.
+async fn send_in_flight(
+    sessions: &UserSessions,
+    client: &Arc<V1State>,
+    answer: &InFlightAnswer,
+    needs_snapshot: bool,
+) -> Result<(), CloseReason> {
+    let sent_lengths = if needs_snapshot {
+        None
+    } else {
+        sessions.state().subscribers.sent_lengths(client, answer)
+    };
+    let deltas = sent_lengths.and_then(|lengths| missing_deltas(answer, &lengths));
+    let frames = deltas.unwrap_or_else(|| vec![v1::snapshot_frame(&sessions.user, answer)]);
+    for frame in frames {
+        push(client, frame, None).await?;
+    }
     Ok(())
 }
 
@@ -285,3 +323,6 @@ async fn read(
     });
     Ok(view)
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 
+use tokio_tungstenite::tungstenite::Utf8Bytes;
+
 use super::live_frame::LiveFrame;
 use super::logical_time::LogicalTime;
 
@@ -11,13 +13,32 @@ pub(super) const MAX_BUFFERED_BYTES: usize = 512 << 10;
 /// Size in bytes that is charged for a buffered frame in addition to its text.
 const FRAME_OVERHEAD_BYTES: usize = 128;
 
+/// A published frame in the buffer.
+pub(super) enum BufferedFrame {
+    /// A `delta` that is no opening, as it was published.
+    Delta(Utf8Bytes),
+    /// Any other frame.
+    Other(Box<LiveFrame>),
+}
+
+impl BufferedFrame {
+    /// The frame's size in bytes, as it is counted in the buffer.
+    fn bytes(&self) -> usize {
+        let text = match self {
+            Self::Delta(text) => Some(text),
+            Self::Other(frame) => frame.text.as_ref(),
+        };
+        text.map_or(0, |text| text.as_str().len()) + FRAME_OVERHEAD_BYTES
+    }
+}
+
 /// The live frames that were published while a read was in progress, shared by all connections of a
 /// user. Live frames must not overtake the user view that the read returns. When a frame would
 /// exceed the maximum size, the buffer is dropped, and the connections read again.
 #[derive(Default)]
 pub(super) struct LiveBuffer {
     /// Each frame with the time at which it was published, oldest first.
-    frames: VecDeque<(LogicalTime, LiveFrame)>,
+    frames: VecDeque<(LogicalTime, BufferedFrame)>,
     bytes: usize,
     /// Every frame that was published after this time is in the buffer.
     complete_since: LogicalTime,
@@ -48,9 +69,8 @@ impl LiveBuffer {
 
     /// Buffers the frame that was published at `now`. Clears the buffer instead where the frame
     /// would exceed the maximum size.
-    pub(super) fn push(&mut self, now: LogicalTime, frame: LiveFrame) {
-        let text_bytes = frame.text.as_ref().map_or(0, |text| text.as_str().len());
-        let frame_bytes = text_bytes + FRAME_OVERHEAD_BYTES;
+    pub(super) fn push(&mut self, now: LogicalTime, frame: BufferedFrame) {
+        let frame_bytes = frame.bytes();
         if self.bytes + frame_bytes > MAX_BUFFERED_BYTES {
             self.clear(now);
         } else {
@@ -60,7 +80,7 @@ impl LiveBuffer {
     }
 
     /// The buffered frames that were published after `time`.
-    pub(super) fn frames_after(&self, time: LogicalTime) -> impl Iterator<Item = &LiveFrame> {
+    pub(super) fn frames_after(&self, time: LogicalTime) -> impl Iterator<Item = &BufferedFrame> {
         self.frames
             .iter()
             .filter(move |(published_at, _)| *published_at > time)

@@ -1,31 +1,56 @@
-//! The `chatmesh.v1` connections of one user: for each, the last live frame it received and whether
-//! it is live, stale or reading; and the buffer of live frames that all of them share.
+//! The `chatmesh.v1` connections of one user: for each, the last live frame it received, the text
+//! that it was sent of the answers in flight, and whether it is live, stale or reading; and the
+//! buffer of live frames that all of them share.
 //!
 //! `catch_up` serves the stale connections. It begins a read ([`Subscribers::begin_read`]), so that
 //! live frames are buffered from then on. It reads the user view, sends it, and finishes the read
 //! ([`Subscribers::finish_read`]), which replays the buffer.
 //!
-//! A live connection receives every published frame, and the number of each frame is the previous
-//! number plus one. A new connection is stale. A live connection becomes stale when a number is
-//! skipped or its queue has no room for a frame, and stays stale until a read has delivered what is
-//! missing.
+//! A live connection receives every published frame with a number, and the number of each of them
+//! is the previous number plus one. It receives a `delta` without a number where that continues the
+//! text that the connection was sent. A new connection is stale. A live connection becomes stale
+//! when a number is skipped or its queue has no room for a frame, and stays stale until a read has
+//! delivered what is missing.
+//!
+//! A `delta` before which text is missing, or whose stream is unknown, is not sent and requests a
+//! stream read: all connections that need one become stale, at once or one second after the user's
+//! last stream read began. Until then they stay live.
 
 use std::sync::Arc;
 
+use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
-use super::live_buffer::LiveBuffer;
-use super::live_frame::LiveFrame;
+use super::live_buffer::{BufferedFrame, LiveBuffer};
+use super::live_frame::{LiveFrame, LiveFrameKind};
 use super::logical_time::LogicalTime;
 use super::received::ReceivedPositions;
 use super::state::V1State;
-use super::subscriber::{Subscriber, SubscriberState};
+use super::stream_progress::StreamProgress;
+use super::stream_reads::StreamReads;
+use super::subscriber::{Reception, Subscriber, SubscriberState};
+use crate::fanout::UserView;
 use crate::protocol::ids::MessageId;
+use crate::protocol::open_message::InFlightAnswer;
 use crate::protocol::position::Position;
 use crate::protocol::sequence_number::SequenceNumber;
+use crate::protocol::v1::DeltaHead;
 
 #[cfg(test)]
+mod stream_tests;
+#[cfg(test)]
 mod tests;
+
+/// When a connection's next catch-up begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::gateway) enum NextCatchUp {
+    /// The connection is stale.
+    Now,
+    /// The connection is live, and waits until this time for the user's next stream read.
+    At(Instant),
+    /// The connection is live and misses nothing.
+    NotNeeded,
+}
 
 /// The state in which a connection begins a read.
 #[derive(Debug, Clone)]
@@ -50,6 +75,7 @@ pub(in crate::gateway) struct Subscribers {
     /// The time of the last event: a frame was published, or a connection became stale or live.
     logical_clock: LogicalTime,
     buffer: LiveBuffer,
+    stream_reads: StreamReads,
 }
 
 impl Subscribers {
@@ -107,7 +133,8 @@ impl Subscribers {
         }
     }
 
-    /// Sends a published frame to the live connections, and buffers it for the reading connections.
+    /// Sends a published frame other than a later `delta` of a part to the live connections, and
+    /// buffers it for the reading connections.
     pub(in crate::gateway) fn publish(&mut self, mut frame: LiveFrame) {
         if self.list.is_empty() {
             return;
@@ -128,15 +155,101 @@ impl Subscribers {
             }
             self.last_published = Some(number.clone());
         }
+        if let LiveFrameKind::Opening { stream, .. } | LiveFrameKind::Restarted { stream } =
+            &frame.kind
+        {
+            self.stream_reads.record_current(stream);
+        }
+        self.send_to_live(|subscriber, streams, now| subscriber.receive(&frame, streams, now));
+        self.buffer_for_reading(|| BufferedFrame::Other(Box::new(frame)));
+    }
+
+    /// Sends a published `delta` that is no opening to the live connections whose text it
+    /// continues, and buffers it for the reading connections. `text` is the frame.
+    pub(in crate::gateway) fn publish_delta(&mut self, head: &DeltaHead<'_>, text: &Utf8Bytes) {
+        if self.list.is_empty() {
+            return;
+        }
+        self.logical_clock.advance();
+        self.send_to_live(|subscriber, streams, now| {
+            subscriber.receive_delta(head, text, streams, now)
+        });
+        self.buffer_for_reading(|| BufferedFrame::Delta(text.clone()));
+    }
+
+    /// Passes a published frame to every connection with `receive`.
+    fn send_to_live(
+        &mut self,
+        receive: impl Fn(&mut Subscriber, &mut StreamReads, LogicalTime) -> Reception,
+    ) {
+        let now = self.logical_clock;
+        let mut is_read_requested = false;
         for subscriber in &mut self.list {
-            if !subscriber.receive(&frame) {
+            match receive(subscriber, &mut self.stream_reads, now) {
+                Reception::Complete => {}
+                Reception::NeedsStreamRead => {
+                    is_read_requested |= subscriber.request_stream_read();
+                }
+                Reception::NeedsCatchUp => subscriber.mark_stale(now),
+            }
+        }
+        if is_read_requested {
+            self.schedule_stream_read();
+        }
+    }
+
+    /// Buffers a published frame if a read is in progress.
+    fn buffer_for_reading(&mut self, frame: impl FnOnce() -> BufferedFrame) {
+        if self.is_any_reading() {
+            self.buffer.push(self.logical_clock, frame());
+        } else {
+            self.buffer.skip(self.logical_clock);
+        }
+    }
+
+    /// Begins the stream read that connections need, or wakes their catch-ups, which wait until it
+    /// may begin.
+    fn schedule_stream_read(&mut self) {
+        if self.begin_stream_read(Instant::now()) {
+            return;
+        }
+        let needing = self.list.iter().filter(|other| other.needs_stream_read());
+        for subscriber in needing {
+            subscriber.client.catch_up_needed.notify_one();
+        }
+    }
+
+    /// Marks all connections stale that need a stream read, so that they share one read, if the
+    /// user's next stream read may begin now. Returns whether it may.
+    fn begin_stream_read(&mut self, now: Instant) -> bool {
+        if !self.stream_reads.try_begin(now) {
+            return false;
+        }
+        for subscriber in &mut self.list {
+            if subscriber.needs_stream_read() {
                 subscriber.mark_stale(self.logical_clock);
             }
         }
-        if self.is_any_reading() {
-            self.buffer.push(self.logical_clock, frame);
+        true
+    }
+
+    /// When the connection's next catch-up begins. Begins the stream read that the connection needs
+    /// where that may begin now.
+    pub(in crate::gateway) fn next_catch_up(&mut self, client: &Arc<V1State>) -> NextCatchUp {
+        let Some(subscriber) = self.get(client) else {
+            return NextCatchUp::NotNeeded;
+        };
+        if subscriber.is_stale() {
+            return NextCatchUp::Now;
+        }
+        if !subscriber.needs_stream_read() {
+            return NextCatchUp::NotNeeded;
+        }
+        let now = Instant::now();
+        if self.begin_stream_read(now) {
+            NextCatchUp::Now
         } else {
-            self.buffer.skip(self.logical_clock);
+            NextCatchUp::At(self.stream_reads.next_at(now))
         }
     }
 
@@ -163,18 +276,36 @@ impl Subscribers {
         }
     }
 
-    /// Marks the live connections stale that have not received every frame up to `number`.
-    pub(in crate::gateway) fn mark_stale_before(&mut self, number: &SequenceNumber) {
+    /// Marks the live connections stale that have not received everything that a user view
+    /// contains.
+    pub(in crate::gateway) fn mark_stale_behind(&mut self, view: &UserView) {
         self.logical_clock.advance();
         for subscriber in &mut self.list {
-            let last = subscriber.last_received();
-            if last.is_some_and(|last| !last.is_at_or_after(number)) {
+            if subscriber.is_behind(view, &self.stream_reads) {
                 subscriber.mark_stale(self.logical_clock);
             }
         }
     }
 
-    pub(in crate::gateway) fn is_stale(&self, client: &Arc<V1State>) -> bool {
+    /// Whether every live connection has received everything that a user view contains.
+    pub(in crate::gateway) fn have_received(&self, view: &UserView) -> bool {
+        let mut list = self.list.iter();
+        !list.any(|subscriber| subscriber.is_behind(view, &self.stream_reads))
+    }
+
+    /// The length of each part that the connection was sent of this answer; `None` if the
+    /// connection has another stream as the answer's current one, or knows no stream of it.
+    pub(in crate::gateway) fn sent_lengths(
+        &self,
+        client: &Arc<V1State>,
+        answer: &InFlightAnswer,
+    ) -> Option<Vec<u32>> {
+        let lengths = self.get(client)?.progress.sent_lengths(answer)?;
+        Some(lengths.to_vec())
+    }
+
+    #[cfg(test)]
+    fn is_stale(&self, client: &Arc<V1State>) -> bool {
         self.get(client).is_some_and(Subscriber::is_stale)
     }
 
@@ -188,12 +319,6 @@ impl Subscribers {
     /// The number of the last published frame that this gateway has received for the user.
     pub(in crate::gateway) fn last_published(&self) -> Option<SequenceNumber> {
         self.last_published.clone()
-    }
-
-    /// Whether every live connection has received every frame up to `number`.
-    pub(in crate::gateway) fn have_all_received(&self, number: &SequenceNumber) -> bool {
-        let mut received = self.list.iter().filter_map(Subscriber::last_received);
-        received.all(|last| last.is_at_or_after(number))
     }
 
     /// Begins a read for this connection: live frames that are published from now on are buffered.
@@ -210,7 +335,7 @@ impl Subscribers {
         let stale_since = match subscriber.state {
             SubscriberState::Stale { since } => since,
             SubscriberState::Reading { buffered_since } => buffered_since,
-            SubscriberState::Live(_) => now,
+            SubscriberState::Live { .. } => now,
         };
         subscriber.state = SubscriberState::Reading {
             buffered_since: now,
@@ -255,37 +380,53 @@ impl Subscribers {
         self.clear_unused_buffer();
     }
 
-    /// Ends a read after its user view, which contains the frames up to `number`, was sent: replays
-    /// the buffer and makes the connection live, or stale where it has to read again. Returns the
-    /// terminal frames of resent messages that the read should have returned but the mailbox no
-    /// longer has; the caller sends them.
+    /// Ends a read after its user view was sent: replays the buffer and makes the connection live,
+    /// or stale where it has to read again. Returns the terminal frames of resent messages that the
+    /// read should have returned but the mailbox no longer has; the caller sends them.
     pub(in crate::gateway) fn finish_read(
         &mut self,
         client: &Arc<V1State>,
-        number: SequenceNumber,
+        view: &UserView,
     ) -> Vec<Utf8Bytes> {
         self.logical_clock.advance();
         let now = self.logical_clock;
-        let Some(index) = self
+        let Some(subscriber) = self
             .list
-            .iter()
-            .position(|subscriber| Arc::ptr_eq(&subscriber.client, client))
+            .iter_mut()
+            .find(|subscriber| Arc::ptr_eq(&subscriber.client, client))
         else {
             return Vec::new();
         };
-        let subscriber = &mut self.list[index];
         let SubscriberState::Reading { buffered_since } = subscriber.state else {
             return Vec::new();
         };
-        subscriber.state = SubscriberState::Live(number);
-        let is_live = self.buffer.is_complete_since(buffered_since)
-            && self
-                .buffer
-                .frames_after(buffered_since)
-                .all(|frame| subscriber.receive(frame));
+        subscriber.state = SubscriberState::Live {
+            number: view.number.clone(),
+            needs_stream_read: false,
+        };
+        let progress = StreamProgress::from_view(&view.in_flight, view.number.n);
+        let known_before = std::mem::replace(&mut subscriber.progress, progress);
+        self.stream_reads
+            .finish_read(view, buffered_since, known_before.into_streams());
+        let mut is_complete = self.buffer.is_complete_since(buffered_since);
+        let mut is_read_requested = false;
+        for frame in self.buffer.frames_after(buffered_since) {
+            if !is_complete {
+                break;
+            }
+            match subscriber.receive_buffered(frame, &mut self.stream_reads, now) {
+                Reception::Complete => {}
+                Reception::NeedsStreamRead => {
+                    is_read_requested |= subscriber.request_stream_read();
+                }
+                Reception::NeedsCatchUp => is_complete = false,
+            }
+        }
         let resend_replies = subscriber.take_resend_replies_up_to(buffered_since);
-        if !is_live || subscriber.has_resend_replies() {
+        if !is_complete || subscriber.has_resend_replies() {
             subscriber.mark_stale(now);
+        } else if is_read_requested {
+            self.schedule_stream_read();
         }
         self.clear_unused_buffer();
         resend_replies

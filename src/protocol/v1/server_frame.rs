@@ -4,10 +4,11 @@
 use std::time::Duration;
 
 use serde::Serialize;
+use serde_json::value::RawValue;
 
 use super::super::encode_json;
 use super::super::error_code::ErrorCode;
-use super::super::ids::{ClientMessageId, ConversationId, MessageId, UserId};
+use super::super::ids::{ClientMessageId, ConversationId, MessageId, StreamId, UserId};
 use super::super::open_message::{CancelResult, InFlightAnswer, PendingMessage};
 use super::super::wire::v1::Limits;
 
@@ -128,8 +129,16 @@ impl AcceptedFrame<'_> {
     }
 }
 
-/// Encodes the frame `snapshot`: the complete text so far of an answer in flight.
+/// Encodes the frame `snapshot`: the current stream of an answer in flight with all its parts so
+/// far.
 pub fn snapshot_frame(user: &UserId, answer: &InFlightAnswer) -> String {
+    #[derive(Serialize)]
+    struct Part<'a> {
+        kind: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        meta: Option<&'a RawValue>,
+        content: &'a str,
+    }
     #[derive(Serialize)]
     struct Shape<'a> {
         r#type: &'static str,
@@ -138,19 +147,28 @@ pub fn snapshot_frame(user: &UserId, answer: &InFlightAnswer) -> String {
         #[serde(skip_serializing_if = "Option::is_none")]
         id: Option<&'a ClientMessageId>,
         conversation_id: &'a ConversationId,
+        stream: &'a StreamId,
         attempt: u32,
-        index: u32,
-        content: &'a str,
+        parts: Vec<Part<'a>>,
     }
+    let parts = answer.parts.iter().map(|part| Part {
+        kind: &part.kind,
+        // Properties that are no JSON are left out: without them the frame is still readable.
+        meta: part
+            .meta
+            .as_deref()
+            .and_then(|meta| serde_json::from_str(meta).ok()),
+        content: &part.text,
+    });
     encode_json(&Shape {
         r#type: "snapshot",
         userid: user,
         message_id: &answer.message_id,
         id: answer.id.as_ref(),
         conversation_id: &answer.conversation,
+        stream: &answer.stream,
         attempt: answer.attempt,
-        index: answer.index,
-        content: &answer.text,
+        parts: parts.collect(),
     })
 }
 
@@ -267,4 +285,43 @@ pub fn closing_frame(user: &UserId, reason: &str, retry_after_ms: u64) -> String
         reason,
         retry_after_ms,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::open_message::InFlightPart;
+
+    #[test]
+    fn snapshot_has_all_parts_in_order() {
+        let part = |kind: &str, meta: Option<&str>, text: &str| InFlightPart {
+            kind: kind.into(),
+            meta: meta.map(Into::into),
+            length: text.len() as u32,
+            text: text.into(),
+        };
+        let mut answer = InFlightAnswer {
+            message_id: MessageId::parse("m").unwrap(),
+            id: ClientMessageId::parse("i").ok(),
+            conversation: ConversationId::parse("c").unwrap(),
+            attempt: 2,
+            stream: StreamId::parse("s.2").unwrap(),
+            parts: vec![
+                part("reasoning", None, "hm"),
+                part("tool_call", Some(r#"{"name":"f"}"#), "{\"a\":1}"),
+                part("text", Some("no json"), ""),
+            ],
+        };
+        let user = UserId::parse("alice").unwrap();
+        assert_eq!(
+            snapshot_frame(&user, &answer),
+            r#"{"type":"snapshot","userid":"alice","message_id":"m","id":"i","conversation_id":"c","stream":"s.2","attempt":2,"parts":[{"kind":"reasoning","content":"hm"},{"kind":"tool_call","meta":{"name":"f"},"content":"{\"a\":1}"},{"kind":"text","content":""}]}"#
+        );
+        answer.parts.clear();
+        answer.id = None;
+        assert_eq!(
+            snapshot_frame(&user, &answer),
+            r#"{"type":"snapshot","userid":"alice","message_id":"m","conversation_id":"c","stream":"s.2","attempt":2,"parts":[]}"#
+        );
+    }
 }

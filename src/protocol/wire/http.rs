@@ -4,6 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::protocol::ids::{ConversationId, MessageId, UserId};
+use crate::protocol::parts::FinishedPart;
 
 /// Response of `POST /token`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -66,6 +67,10 @@ pub struct TurnEntry {
     pub question: Option<String>,
     /// The text of the answer. If the message was cancelled, the text that was generated before.
     pub answer: String,
+    /// The parts of the answer, in order. Absent if the answer is one part of text, or empty. The
+    /// texts of the parts `text` and `refusal`, in order, are `answer`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parts: Option<Vec<FinishedPart>>,
     /// How the turn ended.
     pub status: TurnStatus,
     /// Time of the turn, RFC 3339.

@@ -4,7 +4,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::protocol::error_code::ErrorCode;
-use crate::protocol::ids::{ClientMessageId, ConversationId, MessageId, UserId};
+use crate::protocol::ids::{ClientMessageId, ConversationId, MessageId, StreamId, UserId};
+use crate::protocol::parts::{FinishedPart, MAX_PARTS, PartKind, PartMeta, known_meta};
 use crate::protocol::record::Usage;
 
 /// A frame from the client to the server.
@@ -27,11 +28,11 @@ pub enum ServerToClient {
     Welcome(Welcome),
     /// The log has acknowledged a message.
     Accepted(Accepted),
-    /// The next part of an answer.
+    /// A piece of the text of an answer's part.
     Delta(Delta),
-    /// The complete text so far of an answer in flight.
+    /// The parts so far of an answer in flight.
     Snapshot(Snapshot),
-    /// A new attempt begins, and the client discards the text so far.
+    /// A new attempt begins, and the client discards the parts so far.
     Restarted(Restarted),
     /// Terminal frame: the complete answer.
     Response(Response),
@@ -176,30 +177,54 @@ pub struct Accepted {
     pub content: Option<String>,
 }
 
-/// The next part of an answer.
+/// A piece of the text of an answer's part. The first delta of a part, its opening, has `kind`. The
+/// client appends the text that lies beyond the end of the text that it has. If text is missing
+/// before the piece, the client waits for the next `snapshot` or `restarted`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "V1Delta")]
+#[schemars(extend("dependentRequired" = {"meta": ["kind"], "previous_end": ["kind"]}))]
 pub struct Delta {
-    /// The connection's user.
-    pub userid: UserId,
     /// The message's identity.
     pub message_id: MessageId,
+    /// The stream of the attempt that generates the answer. The opening of part 0 of another stream
+    /// replaces all parts; any other delta of another stream is ignored.
+    pub stream: StreamId,
+    /// Number of the part within its stream, from 0.
+    #[schemars(extend("maximum" = MAX_PARTS - 1))]
+    pub part: u32,
+    /// Where the piece begins in the part's text, in UTF-16 code units; 0 in an opening.
+    pub offset: u32,
+    /// Where the piece ends in the part's text, in UTF-16 code units.
+    pub end: u32,
+    /// What the part contains. Present only in the opening of a part. Later versions may have other
+    /// kinds, which a client ignores.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<PartKind>")]
+    pub kind: Option<String>,
+    /// Properties of the part. Present only in the opening of a part whose kind has properties.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "known_meta"
+    )]
+    pub meta: Option<PartMeta>,
+    /// Length of the previous part in UTF-16 code units. Present only in the opening of a part that
+    /// is not the first. If the client has another length, it lacks text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous_end: Option<u32>,
+    /// Number of the attempt that generates the answer, from 1.
+    pub attempt: u32,
     /// The client's identifier of the message. Absent if the client has chosen none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<ClientMessageId>,
     /// The message's conversation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub conversation_id: Option<ConversationId>,
-    /// Number of the attempt that generates the text, from 1.
-    pub attempt: u32,
-    /// Number of the delta within its attempt, from 0 without gaps. The delta with the index 0
-    /// replaces all text so far.
-    pub index: u32,
-    /// The text to append.
+    /// The text of the piece. May be empty in an opening.
     pub content: String,
 }
 
-/// The complete text so far of an answer in flight. It replaces the text that the client has.
+/// The parts so far of an answer in flight. They replace the parts that the client has.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "V1Snapshot")]
 pub struct Snapshot {
@@ -212,15 +237,33 @@ pub struct Snapshot {
     pub id: Option<ClientMessageId>,
     /// The message's conversation.
     pub conversation_id: ConversationId,
-    /// Number of the attempt that generates the text, from 1.
+    /// The stream of the attempt that generates the answer. The next deltas continue it.
+    pub stream: StreamId,
+    /// Number of the attempt that generates the answer, from 1.
     pub attempt: u32,
-    /// The index of the next delta.
-    pub index: u32,
-    /// The complete text so far.
+    /// The parts so far, in order. Only the last part can still grow.
+    pub parts: Vec<SnapshotPart>,
+}
+
+/// A part of an answer in flight.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "V1SnapshotPart")]
+pub struct SnapshotPart {
+    /// What the part contains. Later versions may have other kinds, which a client ignores.
+    #[schemars(with = "PartKind")]
+    pub kind: String,
+    /// Properties of the part. Absent if the kind has none.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "known_meta"
+    )]
+    pub meta: Option<PartMeta>,
+    /// The text of the part so far.
     pub content: String,
 }
 
-/// A new attempt begins; the client discards the text so far.
+/// A new attempt begins; the client discards the parts so far.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "V1Restarted")]
 pub struct Restarted {
@@ -234,6 +277,8 @@ pub struct Restarted {
     /// The message's conversation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub conversation_id: Option<ConversationId>,
+    /// The stream of the attempt that begins.
+    pub stream: StreamId,
     /// Number of the attempt that begins.
     pub attempt: u32,
 }
@@ -258,6 +303,10 @@ pub struct Response {
     pub attempt: Option<u32>,
     /// The complete text of the answer. It replaces the text that the client has.
     pub content: String,
+    /// The parts of the answer, in order. Absent if the answer is one part of text, or empty. The
+    /// texts of the parts `text` and `refusal`, in order, are `content`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parts: Option<Vec<FinishedPart>>,
     /// When the answer ended, RFC 3339.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timestamp: Option<String>,
@@ -306,6 +355,9 @@ pub struct Cancelled {
     /// deleted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub content: Option<String>,
+    /// The parts that were generated before the message was cancelled, like those of `response`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parts: Option<Vec<FinishedPart>>,
     /// When the answer ended, RFC 3339.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timestamp: Option<String>,
@@ -411,4 +463,68 @@ pub struct Closing {
     pub reason: String,
     /// Milliseconds to wait before the client reconnects.
     pub retry_after_ms: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_with_parts_of_a_later_version_are_decoded() {
+        let answer = r#""userid":"u","message_id":"m","conversation_id":"c""#;
+        let part = r#"{"kind":"image","meta":[{"w":1}],"content":"x","length":1}"#;
+        let frames = [
+            r#"{"type":"delta","message_id":"m","stream":"s","part":0,"offset":0,"end":1,"kind":"image","meta":{"id":1},"attempt":1,"content":"x"}"#.to_owned(),
+            format!(r#"{{"type":"snapshot",{answer},"stream":"s","attempt":1,"parts":[{part}]}}"#),
+            format!(r#"{{"type":"response",{answer},"content":"","parts":[{part}]}}"#),
+            format!(r#"{{"type":"cancelled",{answer},"parts":[{part}]}}"#),
+        ];
+        for json in frames {
+            let kind = match serde_json::from_str(&json).unwrap() {
+                ServerToClient::Delta(frame) => frame.kind.unwrap(),
+                ServerToClient::Snapshot(frame) => frame.parts[0].kind.clone(),
+                ServerToClient::Response(Response { parts, .. })
+                | ServerToClient::Cancelled(Cancelled { parts, .. }) => {
+                    parts.unwrap()[0].kind.clone()
+                }
+                other => panic!("{other:?}"),
+            };
+            assert_eq!(kind, "image", "{json}");
+        }
+    }
+
+    #[test]
+    fn delta_is_encoded_like_the_published_one() {
+        use crate::protocol::parts::TextRange;
+        use crate::protocol::v1::{DeltaTarget, PartOpening, delta_frame};
+
+        let meta = PartMeta {
+            name: Some("f".into()),
+            ..PartMeta::default()
+        };
+        let meta = serde_json::value::RawValue::from_string(meta.to_json()).unwrap();
+        let opening = PartOpening {
+            kind: PartKind::ToolCall.as_str(),
+            meta: Some(&meta),
+            previous_end: Some(7),
+        };
+        let target = DeltaTarget {
+            message_id: &MessageId::parse("m").unwrap(),
+            id: Some(&ClientMessageId::parse("i").unwrap()),
+            conversation: &ConversationId::parse("c").unwrap(),
+            stream: &StreamId::parse("s.1").unwrap(),
+            attempt: 2,
+        };
+        let range = TextRange {
+            part: 1,
+            offset: 0,
+            end: 2,
+        };
+        for opening in [Some(opening), None] {
+            let json = delta_frame(target, range, opening, "{}");
+            let frame: ServerToClient = serde_json::from_str(&json).unwrap();
+            assert!(matches!(frame, ServerToClient::Delta(_)));
+            assert_eq!(serde_json::to_string(&frame).unwrap(), json);
+        }
+    }
 }

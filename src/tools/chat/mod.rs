@@ -10,6 +10,7 @@ use super::UsageError;
 use crate::client::{Client, ClientError, Options, Question, Token};
 use crate::protocol::ids::ConversationId;
 
+mod answer_text;
 mod connection_notices;
 mod error_text;
 mod line_editor;

@@ -6,6 +6,12 @@ pub(super) fn sanitize(text: &str) -> String {
     text.chars().filter_map(sanitize_char).collect()
 }
 
+/// Sanitizes text that is shown within a line: white space, also line feeds, becomes a space.
+pub(super) fn sanitize_line(text: &str) -> String {
+    let words: Vec<&str> = text.split_whitespace().collect();
+    sanitize(&words.join(" "))
+}
+
 fn sanitize_char(c: char) -> Option<char> {
     match c {
         '\n' | '\t' => Some(c),
@@ -41,5 +47,11 @@ mod tests {
         );
         assert_eq!(shown, "a␛]0;title␇b␛[2Jc\u{fffd}31mde\nf\tg␈␡\u{fffd}h␀");
         assert_eq!(sanitize("Grüße 👩‍👩‍👧 日本"), "Grüße 👩‍👩‍👧 日本");
+    }
+
+    #[test]
+    fn line_has_no_line_feeds_and_no_control_characters() {
+        let shown = sanitize_line(" a\r\n\tb\u{2028}c \x1b[1m\u{85}d ");
+        assert_eq!(shown, "a b c ␛[1m d");
     }
 }

@@ -11,8 +11,9 @@ use super::error_text::failure_text;
 use super::line_editor::{Input, LineEditor};
 use super::sanitize::sanitize;
 use super::screen::Screen;
-use crate::client::{Answer, Client, Event, Outcome, Question, State};
+use crate::client::{Answer, Client, Event, Outcome, Part, Question, State};
 use crate::protocol::ids::ConversationId;
+use crate::protocol::parts::PartKind;
 use crate::protocol::wire::http::TurnStatus;
 
 /// Maximum number of earlier turns that are shown at the start of a conversation.
@@ -145,12 +146,12 @@ async fn show_events(
             event = answer.next() => event,
         };
         let outcome = match event {
-            Some(Event::Delta(text)) => {
-                screen.append(&text)?;
+            Some(Event::Delta(delta)) => {
+                screen.append(delta)?;
                 continue;
             }
-            Some(Event::Snapshot(text)) => {
-                screen.replace(&text)?;
+            Some(Event::Snapshot(parts)) => {
+                screen.replace(&parts)?;
                 continue;
             }
             Some(Event::Restarted) => {
@@ -169,22 +170,28 @@ fn show_outcome(outcome: Outcome, screen: &mut Screen) -> io::Result<ShowResult>
     match outcome {
         Outcome::Answered {
             content,
+            parts,
             finish_reason,
             ..
         } => {
-            screen.replace(&content)?;
+            screen.replace(&parts)?;
             screen.finish()?;
             if content.trim().is_empty() {
-                screen.print_notice("the answer is empty");
+                let is_tool_call = |part: &Part| part.kind == Some(PartKind::ToolCall);
+                screen.print_notice(if parts.iter().any(is_tool_call) {
+                    "the answer has no text, it calls tools only"
+                } else {
+                    "the answer is empty"
+                });
             }
             if finish_reason.as_deref() == Some("length") {
                 screen.print_notice("the answer was cut off: it reached the length limit");
             }
             Ok(ShowResult::Answered)
         }
-        Outcome::Cancelled { content } => {
-            if let Some(content) = content {
-                screen.replace(&content)?;
+        Outcome::Cancelled { content, parts } => {
+            if content.is_some() {
+                screen.replace(&parts)?;
             }
             screen.finish()?;
             Ok(ShowResult::Cancelled)
@@ -230,7 +237,9 @@ async fn show_history(
             TurnStatus::Cancelled => screen.print_dimmed("(stopped)")?,
             TurnStatus::Failed => screen.print_dimmed("(failed)")?,
         }
-        screen.print_line(&turn.answer)?;
+        let parts = Part::from_finished(&turn.answer, turn.parts.as_deref());
+        screen.replace(&parts)?;
+        screen.finish()?;
         screen.print_line("")?;
     }
     Ok(())

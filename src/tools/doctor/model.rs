@@ -87,7 +87,7 @@ async fn call(provider: &OpenAi, request: &ModelRequest) -> Result<(u128, u128),
     let mut answer = provider.call(request).await?;
     while let Some(event) = answer.next().await {
         match event? {
-            ModelEvent::Text(_) => {
+            ModelEvent::Delta(_) => {
                 first_ms.get_or_insert_with(|| started.elapsed().as_millis());
             }
             ModelEvent::Usage(_) | ModelEvent::Finished { .. } => {}

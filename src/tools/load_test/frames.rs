@@ -23,17 +23,42 @@ pub(super) struct Frame<'a> {
     pub(super) position: Option<&'a str>,
     /// Whether the server sends everything after the client's position; only in `welcome`.
     pub(super) recovered: Option<bool>,
-    /// The text of an answer or of a part of it, as undecoded JSON.
+    /// The text of an answer, or a piece of the text of one of its parts, as undecoded JSON.
     #[serde(borrow)]
     pub(super) content: Option<&'a RawValue>,
+    /// The parts of an answer, as undecoded JSON; only in `snapshot` and in terminal frames.
+    #[serde(borrow)]
+    parts: Option<&'a RawValue>,
     /// The text of an error, as undecoded JSON.
     #[serde(borrow)]
     message: Option<&'a RawValue>,
 }
 
+/// A part in a `snapshot`; other fields are skipped.
+#[derive(Deserialize)]
+struct PartText<'a> {
+    #[serde(borrow)]
+    content: &'a RawValue,
+}
+
 impl<'a> Frame<'a> {
     pub(super) fn parse(text: &'a str) -> Option<Self> {
         serde_json::from_str(text).ok()
+    }
+
+    /// Returns the texts in a `delta` or a `snapshot`, as undecoded JSON. Texts of all kinds of
+    /// parts count, because reasoning and tool calls are tokens too.
+    pub(super) fn part_texts(&self) -> Vec<&'a RawValue> {
+        let mut texts = match self.parts {
+            Some(parts) => serde_json::from_str::<Vec<PartText>>(parts.get())
+                .unwrap_or_default()
+                .into_iter()
+                .map(|part| part.content)
+                .collect(),
+            None => Vec::from_iter(self.content),
+        };
+        texts.retain(|text| text.get() != "\"\"");
+        texts
     }
 
     /// Returns the decoded text of an error; empty for other frames.
@@ -77,6 +102,32 @@ mod tests {
         assert_eq!((frame.kind, frame.code), ("error", Some("rate_limited")));
         assert_eq!(frame.error_text(), "Rate \"limit\"");
         assert!(Frame::parse("{").is_none());
+    }
+
+    #[test]
+    fn texts_of_all_kinds_are_found_in_deltas_and_snapshots() {
+        let texts = |json: &str| {
+            let frame = Frame::parse(json).unwrap();
+            let texts = frame.part_texts();
+            texts
+                .iter()
+                .map(|text| text.get().to_owned())
+                .collect::<Vec<_>>()
+        };
+        let no_texts: Vec<String> = Vec::new();
+        let opening = r#"{"type":"delta","stream":"s","part":1,"offset":0,"end":1,
+            "kind":"reasoning","previous_end":0,"content":"a"}"#;
+        assert_eq!(texts(opening), ["\"a\""]);
+        let empty = r#"{"type":"delta","stream":"s","part":0,"offset":0,"end":0,"content":""}"#;
+        assert_eq!(texts(empty), no_texts);
+        let snapshot = r#"{"type":"snapshot","stream":"s","parts":[
+            {"kind":"source","meta":{"url":"u"},"content":""},
+            {"kind":"text","content":"b"},{"kind":"refusal","content":"c"}]}"#;
+        assert_eq!(texts(snapshot), ["\"b\"", "\"c\""]);
+        assert_eq!(
+            texts(r#"{"type":"snapshot","stream":"s","parts":[]}"#),
+            no_texts
+        );
     }
 
     #[test]

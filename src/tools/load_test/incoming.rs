@@ -4,6 +4,7 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
+use serde_json::value::RawValue;
 use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::Message;
 
@@ -48,10 +49,13 @@ impl Client<'_> {
             }
             "delta" | "snapshot" => {
                 stats.deltas += 1;
-                if let Some(number) = number {
+                let texts = frame.part_texts();
+                if let Some(number) = number
+                    && !texts.is_empty()
+                {
                     self.tracker.record_first_token(number, now, stats);
+                    self.record_token_latency(number, &texts, stats);
                 }
-                record_token_latency(&frame, stats);
             }
             "response" => {
                 let marked_number = frame.content.and_then(find_marker);
@@ -133,6 +137,22 @@ impl Client<'_> {
         }
     }
 
+    /// Records the time since the model wrote each token of an answer, if the tokens are
+    /// timestamps. Tokens that arrived before, which a snapshot repeats, are skipped.
+    fn record_token_latency(&mut self, number: u64, texts: &[&RawValue], stats: &mut Stats) {
+        let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+        let Some(newest) = self.tracker.newest_token_time_mut(number) else {
+            return;
+        };
+        let newest_before = *newest;
+        let written = texts.iter().flat_map(|text| timestamps(text));
+        for written_at in written.filter(|written_at| *written_at > newest_before) {
+            *newest = written_at.max(*newest);
+            let latency = now.saturating_sub(Duration::from_micros(written_at));
+            stats.token_latency.record(latency);
+        }
+    }
+
     /// Returns the number of the message that a classic frame belongs to. Classic frames have no
     /// id. An answer belongs to the message that its marker names; without a marker, and for the
     /// error of an accepted message, the oldest pending message is assumed. A rejection is sent at
@@ -147,18 +167,6 @@ impl Client<'_> {
             "error" => self.tracker.oldest_pending(),
             _ => None,
         }
-    }
-}
-
-/// Records the time since the model wrote each token, if the tokens are timestamps.
-fn record_token_latency(frame: &Frame<'_>, stats: &mut Stats) {
-    let Some(content) = frame.content else {
-        return;
-    };
-    for written_at in timestamps(content) {
-        let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
-        let latency = now.saturating_sub(Duration::from_micros(written_at));
-        stats.token_latency.record(latency);
     }
 }
 

@@ -228,7 +228,7 @@ pub(super) struct Stats {
     /// From the scheduled time of a message to `accepted`, or to its outcome if the outcome arrives
     /// first; chatmesh.v1 only.
     pub(super) accept_time: LatencyHistogram,
-    /// From the scheduled time of a message to the first part of its answer.
+    /// From the scheduled time of a message to the first text of any part of its answer.
     pub(super) first_token: LatencyHistogram,
     /// From the scheduled time of a message to its complete answer.
     pub(super) whole_answer: LatencyHistogram,

@@ -16,6 +16,9 @@ struct PendingMessage {
     scheduled_at: Instant,
     is_accepted: bool,
     has_first_token: bool,
+    /// When the model wrote the newest token that has arrived, in microseconds since 1970, if the
+    /// tokens are timestamps; 0 before the first one.
+    newest_token_time: u64,
     /// Whether the classic connection on which the answer was to arrive is lost, so that the client
     /// does not wait for the answer.
     is_abandoned: bool,
@@ -73,6 +76,7 @@ impl MessageTracker {
             scheduled_at,
             is_accepted: false,
             has_first_token: false,
+            newest_token_time: 0,
             is_abandoned: false,
         }));
         self.pending_count += 1;
@@ -165,7 +169,7 @@ impl MessageTracker {
         }
     }
 
-    /// Records the first part of an answer; later parts have no effect.
+    /// Records the first text of an answer; later texts have no effect.
     pub(super) fn record_first_token(&mut self, number: u64, now: Instant, stats: &mut Stats) {
         if let Some(message) = self.pending_message_mut(number)
             && !message.has_first_token
@@ -173,6 +177,13 @@ impl MessageTracker {
             message.has_first_token = true;
             stats.first_token.record(now - message.scheduled_at);
         }
+    }
+
+    /// When the model wrote the newest token of an answer that has arrived, in microseconds since
+    /// 1970; 0 before the first one, and `None` if the message is not pending.
+    pub(super) fn newest_token_time_mut(&mut self, number: u64) -> Option<&mut u64> {
+        let message = self.pending_message_mut(number)?;
+        Some(&mut message.newest_token_time)
     }
 
     /// Records the outcome of a message. Returns the time since the message was scheduled; `None`

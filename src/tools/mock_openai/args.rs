@@ -9,10 +9,11 @@ const EXAMPLES: &str = "\
 Examples:
   chatmesh mock-openai                                   answers at once, 20 tokens
   chatmesh mock-openai --latency-ms 200..800 --tokens 50..300 --tokens-per-second 60
+  chatmesh mock-openai --reasoning-tokens 100..400 --sources 3 --tool-call
   chatmesh mock-openai --error-share 5% --rate-limit-share 1% --cut-share 1%
   OPENAI_BASE_URL=http://127.0.0.1:9100/v1 chatmesh all-in-one
 
-An answer begins with the FNV-1a hash (64 bits, hexadecimal) of the seed, unless it is 0, and the
+The text of an answer begins with the FNV-1a hash (64 bits, hexadecimal) of the seed, unless it is 0, and the
 last user message. The same message and seed always get the same answer. GET /stats returns counters
 of the calls and their outcomes.";
 
@@ -32,6 +33,18 @@ pub(crate) struct MockArgs {
     /// Tokens of an answer, up to 100000: fixed, or random from A to B.
     #[arg(long, value_name = "N|A..B", default_value = "20", value_parser = parse_tokens)]
     pub(super) tokens: NumberRange,
+    /// Tokens of reasoning before the text, in addition to --tokens: fixed, or random from A to B.
+    #[arg(long, value_name = "N|A..B", default_value = "0", value_parser = parse_tokens)]
+    pub(super) reasoning_tokens: NumberRange,
+    /// Send the text as the model's refusal.
+    #[arg(long)]
+    pub(super) refusal: bool,
+    /// Sources that each answer names after its text, up to 100.
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u16).range(..=100))]
+    pub(super) sources: u16,
+    /// Call the tool "search" at the end of each answer, with the last user message as its query.
+    #[arg(long)]
+    pub(super) tool_call: bool,
     /// Tokens a second of each answer; 0 sends all tokens at once.
     #[arg(long, value_name = "N", default_value_t = 0.0, value_parser = parse_token_rate)]
     pub(super) tokens_per_second: f64,
@@ -73,7 +86,7 @@ fn parse_token_rate(text: &str) -> Result<f64, String> {
     }
 }
 
-/// Largest value of `--tokens`. An answer without `--tokens-per-second` is built in memory as a
+/// Largest value of `--tokens` and of `--reasoning-tokens`. An answer without `--tokens-per-second` is built in memory as a
 /// whole, at about 200 bytes per token.
 const MAX_TOKENS: u64 = 100_000;
 

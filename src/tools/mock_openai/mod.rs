@@ -20,6 +20,8 @@ mod answer;
 mod args;
 mod body;
 mod call;
+mod chunk;
+mod extras;
 mod random;
 mod request;
 mod server;

@@ -3,14 +3,15 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use serde_json::Value;
 use tokio::time::Instant;
 
-use super::answers::{check_complete, check_partial, parse_words};
+use super::answers::{check_complete, check_partial};
 use super::calls::{CostlyFault, FaultCost, LogClock};
 use super::clients::{SentMessage, UserObservation};
 use crate::support::history::HistoryTurn;
 use crate::support::kafka_client::KafkaRecord as Record;
-use crate::support::v1::{Message, ReplacedText, Transcript};
+use crate::support::v1::{Message, Transcript};
 
 /// A broken promise.
 #[derive(Debug)]
@@ -37,18 +38,15 @@ pub(super) struct Totals {
     pub(super) duplicate_records: usize,
     /// Frames that were sent a second time after partitions were added and Redis was emptied.
     pub(super) repeated_after_move: usize,
-    /// Shown texts that the outcome of another model call replaced, which only a data loss of Redis
-    /// allows.
-    pub(super) replaced_texts: usize,
+    /// Shown answers that the outcome of another model call replaced, which only a data loss of
+    /// Redis allows.
+    pub(super) replaced_answers: usize,
+    /// Answers with other parts than one text.
+    pub(super) with_parts: usize,
     /// Messages that a client asked to cancel.
     cancel_requests: usize,
 }
 
-/// Time after a data loss within which Redis must be rebuilt, in ms.
-const REBUILD_LIMIT_MS: i64 = 60_000;
-
-/// `RELAY_REBUILD_SECONDS` (600) less the time until a relay notices that Redis is empty, in ms.
-const REBUILD_WINDOW_MS: i64 = 570_000;
 /// Duration of a reload in ms. The history may include messages that end during the reload.
 const RELOAD_TOLERANCE_MS: i64 = 1_000;
 /// Time by which retries and the model's rate limit may delay a failure, in ms.
@@ -56,13 +54,22 @@ const LATE_FAILURE_MS: i64 = 30_000;
 /// From this number of cancel requests on, at least one message must have been cancelled.
 const MIN_CANCELS: usize = 50;
 
+/// An outcome in the log.
+#[derive(Debug)]
+struct Outcome {
+    kind: String,
+    text: String,
+    /// The field `parts`; null if the record has none.
+    parts: Value,
+}
+
 pub(super) struct Checker {
     /// The log position of each message's earliest record: time in ms, partition and offset.
     pub(super) log_positions: HashMap<String, (i64, i32, i64)>,
     /// The time in ms at which the log received each message's first outcome.
     pub(super) ended_ms: HashMap<String, i64>,
-    /// The outcomes that the log has of each message: type and text.
-    outcomes: HashMap<String, Vec<(String, String)>>,
+    /// The outcomes that the log has of each message.
+    outcomes: HashMap<String, Vec<Outcome>>,
     /// The message of each question.
     pub(super) message_by_question: HashMap<String, String>,
     /// The message of each correlation id. A classic error frame names its message only by this id.
@@ -71,8 +78,8 @@ pub(super) struct Checker {
     /// answer fail.
     model_fault_spans: Vec<(i64, i64)>,
     /// The time spans from a stop of Redis until it was back without its data, in the log's time.
-    data_losses: Vec<(i64, i64)>,
-    clock: LogClock,
+    pub(super) data_losses: Vec<(i64, i64)>,
+    pub(super) clock: LogClock,
     violations: Vec<Violation>,
     pub(super) totals: Totals,
 }
@@ -143,7 +150,11 @@ impl Checker {
             };
             let text = value["content"].as_str().unwrap_or_default();
             let outcomes = checker.outcomes.entry(id.clone()).or_default();
-            outcomes.push((kind.to_owned(), text.to_owned()));
+            outcomes.push(Outcome {
+                kind: kind.to_owned(),
+                text: text.to_owned(),
+                parts: value["parts"].clone(),
+            });
             *outcome_counts.entry(id).or_default() += 1;
         }
         let unanswered: Vec<String> = checker
@@ -169,7 +180,7 @@ impl Checker {
     }
 
     /// Checks a `chatmesh.v1` user. Its clients have already checked each frame: no duplicate, no
-    /// missing index, no mixed text, no frame of another user.
+    /// gap in a part, no mixture of two streams, no frame of another user.
     pub(super) fn check_user(&mut self, observation: &UserObservation) {
         self.check_history(&observation.user, &observation.history);
         let turns = observation.history.iter().flatten();
@@ -244,7 +255,7 @@ impl Checker {
             self.check_log_order(&observation.user, questions.into_iter());
         }
         for device in &observation.devices {
-            for replaced in &device.replaced_texts {
+            for replaced in &device.replaced_answers {
                 self.check_replaced(replaced);
             }
             self.totals.reloads += device.reloads().saturating_sub(1);
@@ -319,57 +330,26 @@ impl Checker {
     }
 
     /// Checks that the log has the outcome that a client received. Usually it is the message's
-    /// first terminal record. After a data loss of Redis, it may be a later one.
-    pub(super) fn check_outcome_in_log(&mut self, id: &str, kind: &str, text: &str) {
+    /// first terminal record. After a data loss of Redis, it may be a later one. `parts` is `None`
+    /// for a classic client, which receives no parts.
+    pub(super) fn check_outcome_in_log(
+        &mut self,
+        id: &str,
+        kind: &str,
+        text: &str,
+        parts: Option<&Value>,
+    ) {
         let outcomes = self.outcomes.get(id).map_or(&[][..], Vec::as_slice);
-        if !outcomes.iter().any(|(k, t)| k == kind && t == text) {
+        let is_received = |outcome: &Outcome| {
+            outcome.kind == kind
+                && outcome.text == text
+                && parts.is_none_or(|parts| outcome.parts == *parts)
+        };
+        if !outcomes.iter().any(is_received) {
             let violation =
-                format!("received as {kind} {text:?}, but the log has {outcomes:?} (I5)");
+                format!("received as {kind} {text:?} {parts:?}, but the log has {outcomes:?} (I5)");
             self.report(&violation, &[id]);
         }
-    }
-
-    /// Checks a text that the outcome of another call replaced: Redis must have lost its data after
-    /// the message was accepted, and the text itself must belong to one call.
-    fn check_replaced(&mut self, replaced: &ReplacedText) {
-        self.totals.replaced_texts += 1;
-        let id = replaced.message_id.as_str();
-        let replaced_ms = self.clock.to_ms(replaced.replaced_at);
-        let accepted_ms = self.log_positions.get(id).map_or(i64::MAX, |(ms, ..)| *ms);
-        let mut data_losses = self.data_losses.iter();
-        if !data_losses.any(|(from, until)| *until >= accepted_ms && *from <= replaced_ms) {
-            let text = &replaced.text;
-            let violation = format!("text replaced although Redis had its data (I4): {text:?}");
-            self.report(&violation, &[id]);
-        }
-        if let Err(violation) = parse_words(&replaced.text) {
-            self.report(&format!("{violation} (I4): {:?}", replaced.text), &[id]);
-        }
-    }
-
-    /// Checks a frame that a user received a second time after a move to another partition: Redis
-    /// must have been emptied shortly before.
-    fn check_repeated_after_move(&mut self, id: &str, received_at: Instant) {
-        self.totals.repeated_after_move += 1;
-        if !self.is_being_rebuilt(received_at) {
-            self.report("sent a second time although Redis had its data (I2)", &[id]);
-        }
-    }
-
-    fn is_being_rebuilt(&self, instant: Instant) -> bool {
-        let ms = self.clock.to_ms(instant);
-        let mut data_losses = self.data_losses.iter();
-        data_losses.any(|(from, until)| *from <= ms && ms <= *until + REBUILD_LIMIT_MS)
-    }
-
-    /// Whether a frame from before a move to another partition may be sent again, because Redis is
-    /// being rebuilt. The device may receive such a frame for the first time, if a reload of the
-    /// history had replaced it.
-    fn may_repeat_after_move(&self, device: &Transcript, message_id: &str) -> bool {
-        let ended_at = device.get(message_id).and_then(|message| message.ended_at);
-        device.may_repeat_frames()
-            && device.reloads() > 1
-            && ended_at.is_some_and(|ended_at| self.is_being_rebuilt(ended_at))
     }
 
     /// Checks a message whose outcome a device never received: it must have ended before a reload
@@ -396,11 +376,11 @@ impl Checker {
         }
         self.totals.lost += 1;
         let message = device.get(&sent.id);
-        let accepted_and_text = message.map(|m| (m.is_accepted(), m.text.clone()));
+        let accepted_and_parts = message.map(|m| (m.is_accepted(), m.parts()));
         self.report(
             &format!(
                 "{}: a device never received the outcome (I1), reloaded since: {was_reloaded}, in \
-                 the history: {in_history}, accepted and text: {accepted_and_text:?}",
+                 the history: {in_history}, accepted and parts: {accepted_and_parts:?}",
                 sent.id,
             ),
             &[&id, &sent.id],
@@ -422,19 +402,24 @@ impl Checker {
             );
         }
         let kind = message.outcome_type().unwrap_or_default();
+        let shown = message.parts();
         let violation = match kind {
-            "response" => check_complete(&message.text, &sent.content),
-            "cancelled" => check_partial(&message.text, &sent.content),
+            "response" => check_complete(shown, &sent.content),
+            "cancelled" => check_partial(shown, &sent.content),
             _ => None,
         };
         if let Some(violation) = violation {
             self.report(
-                &format!("{}: {violation} (I4): {:?}", sent.id, message.text),
+                &format!("{}: {violation} (I4): {shown:?}", sent.id),
                 &[id, &sent.id],
             );
         }
+        let no_parts = Value::Null;
+        let terminal = message.terminal.as_ref();
+        let parts = terminal.map_or(&no_parts, |frame| &frame["parts"]);
+        self.totals.with_parts += usize::from(!parts.is_null());
         if kind != "error" {
-            self.check_outcome_in_log(id, kind, &message.text);
+            self.check_outcome_in_log(id, kind, &message.text, Some(parts));
         }
         if kind == "error" && !self.may_fail(id) {
             self.report(
@@ -457,12 +442,12 @@ impl Checker {
             "cancelled" => "cancelled",
             _ => "failed",
         };
-        let matches_history =
-            turn.status == status && (status == "failed" || turn.answer == message.text);
+        let matches_history = turn.status == status
+            && (status == "failed" || (turn.answer == message.text && turn.parts == *parts));
         if !matches_history {
             self.report(
                 &format!(
-                    "{}: the history has {turn:?}, the client received {kind} {:?} (I5)",
+                    "{}: the history has {turn:?}, the client received {kind} {:?} {parts} (I5)",
                     sent.id, message.text
                 ),
                 &[id, &sent.id],
@@ -516,13 +501,6 @@ impl Checker {
         faults.any(|(from, until)| *from <= ended_ms && accepted_ms <= *until + LATE_FAILURE_MS)
     }
 
-    /// Whether a message ended so long before a data loss that it is not rebuilt.
-    pub(super) fn may_be_lost_from_history(&self, id: &str) -> bool {
-        let ended_ms = self.ended_ms.get(id).copied().unwrap_or(i64::MAX);
-        let mut data_losses = self.data_losses.iter();
-        data_losses.any(|(_, until)| ended_ms < *until - REBUILD_WINDOW_MS)
-    }
-
     /// Checks the conditions that concern the totals of all users.
     pub(super) fn check_totals(&mut self) {
         if self.totals.cancel_requests >= MIN_CANCELS && self.totals.cancelled == 0 {
@@ -531,6 +509,9 @@ impl Checker {
                 self.totals.cancel_requests
             );
             self.report(&violation, &[]);
+        }
+        if self.totals.answered > 0 && self.totals.with_parts == 0 {
+            self.report("no answer has parts besides its text", &[]);
         }
     }
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use serde_json::Value;
 
-use super::answers::check_complete;
+use super::answers::check_text;
 use super::checker::Checker;
 use super::clients::{ClassicConnection, ClassicObservation};
 use crate::support::history::HistoryTurn;
@@ -94,7 +94,7 @@ impl Checker {
         self.totals.answered += 1;
         let text = frame["content"].as_str().unwrap_or_default();
         let question = text.split_once("end ").map_or("", |(_, question)| question);
-        if let Some(violation) = check_complete(text, question) {
+        if let Some(violation) = check_text(text, question) {
             self.report(&format!("{user}: {violation} (I4): {text:?}"), &[id]);
         }
         // A classic client's message has no id, so only the question in the text connects it with
@@ -107,7 +107,7 @@ impl Checker {
             let violation = format!("{user}: the answer to another question, {question:?} (I4)");
             self.report(&violation, &[id]);
         }
-        self.check_outcome_in_log(id, "response", text);
+        self.check_outcome_in_log(id, "response", text, None);
     }
 
     /// Checks that the history has each answer that the client received, unchanged.

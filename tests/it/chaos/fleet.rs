@@ -10,12 +10,13 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use serde_json::Value;
 
+use super::answers::planned_answer;
 use super::calls::api_key_of;
 use crate::nginx::Nginx;
 use crate::support::kafka_broker::KafkaBroker;
 use crate::support::kafka_client::KafkaClient;
 use crate::support::machine::{MachinePermit, reserve_machine};
-use crate::support::model::{Answer, ModelRequest, Script, ScriptedModel};
+use crate::support::model::{Answer, ModelRequest, ScriptedModel};
 use crate::support::process::{ChatmeshProcess, ProcessSpec, free_port};
 use crate::support::redis::PrivateRedis;
 use crate::support::stack::{RELAYS, WORKERS};
@@ -166,7 +167,9 @@ impl Fleet {
                     let url = format!("http://127.0.0.1:{}/v1", provider_proxy.port());
                     let spec = ProcessSpec::ai_worker()
                         .env("OPENAI_BASE_URL", &url)
-                        .env("OPENAI_API_KEY", &api_key_of(name));
+                        .env("OPENAI_API_KEY", &api_key_of(name))
+                        // The checks read the reasoning in the records and in the history.
+                        .env("REASONING", "keep");
                     (spec, Some(provider_proxy))
                 }
                 _ => (ProcessSpec::relay(), None),
@@ -317,13 +320,11 @@ impl Fleet {
     }
 }
 
-/// Generates an answer whose words name their model call, so that the checks detect a mix of two
-/// calls: `c17.0 c17.1 … end` and the prompt. While faults are enabled, one of ten calls fails, one
-/// is rate-limited and two are cut off.
+/// Generates the answer of a model call. While faults are enabled, one of ten calls fails, one is
+/// rate-limited and two are cut off in the middle.
 fn scripted_answer(model_faults: &ModelFaults, request: &ModelRequest) -> Answer {
     let prompt = &request.prompt;
     let call = model_faults.calls.fetch_add(1, Ordering::Relaxed);
-    let words = 4 + call % 9;
     let model_fault = if model_faults.enabled.load(Ordering::Relaxed) {
         call % 10
     } else {
@@ -333,36 +334,25 @@ fn scripted_answer(model_faults: &ModelFaults, request: &ModelRequest) -> Answer
         let mut failed_calls = model_faults.failed_calls.lock();
         failed_calls.insert((prompt.clone(), request.previous_requests));
     }
-    match model_fault {
+    let answer = planned_answer(call, prompt);
+    let script = match model_fault {
         0 => return Answer::error(500, "server_error", "an injected fault"),
         1 => return Answer::rate_limited().header("retry-after-ms", "200"),
-        _ => {}
-    }
+        2 | 3 => answer.beginning(answer.chunk_count() / 2).disconnect(),
+        _ => answer.complete(),
+    };
     let interval = if prompt.ends_with(LONG_SUFFIX) {
         LONG_ANSWER_INTERVAL
     } else {
         CHUNK_INTERVAL
     };
-    let mut script = Script::new().role();
-    for n in 0..words {
-        if model_fault < 4 && n == words / 2 {
-            return script.disconnect().chunk_interval(interval).into();
-        }
-        script = script.token(&format!("c{call}.{n} "));
-    }
-    script
-        .token(&format!("end {prompt}"))
-        .finish("stop")
-        .usage()
-        .done()
-        .chunk_interval(interval)
-        .into()
+    script.chunk_interval(interval).into()
 }
 
-/// Interval between two words of an answer, which takes 0.1 to 0.3 s.
+/// Interval between two chunks of an answer, which takes 0.2 to 0.7 s.
 const CHUNK_INTERVAL: Duration = Duration::from_millis(20);
 /// The suffix of a prompt that requests a long answer.
 pub(super) const LONG_SUFFIX: &str = " at length";
-/// Interval between two words of a long answer, which takes 1 to 3 s: longer than the interval
+/// Interval between two chunks of a long answer, which takes 1 to 5 s: longer than the interval
 /// between two commits.
-const LONG_ANSWER_INTERVAL: Duration = Duration::from_millis(250);
+const LONG_ANSWER_INTERVAL: Duration = Duration::from_millis(150);

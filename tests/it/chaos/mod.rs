@@ -18,6 +18,7 @@ mod calls;
 mod checker;
 mod classic;
 mod clients;
+mod data_losses;
 mod disk;
 mod fault_actions;
 mod faults;
@@ -212,14 +213,14 @@ fn report(
         totals.reloads,
     );
     eprintln!(
-        "chaos: {} lost, {} duplicated, {} out of order; {} records produced again, {} texts replaced \
+        "chaos: {} lost, {} duplicated, {} out of order; {} records produced again, {} answers replaced \
          by the outcome of another model call, {} frames sent again after partitions were added and \
          Redis was emptied",
         totals.lost,
         totals.duplicated,
         totals.out_of_order,
         totals.duplicate_records,
-        totals.replaced_texts,
+        totals.replaced_answers,
         totals.repeated_after_move
     );
     eprintln!(

@@ -192,7 +192,7 @@ async fn cancelled_answer_ends_with_the_text_so_far() {
         Some(Event::Delta(_))
     ) {}
     answer.cancel().await;
-    let Outcome::Cancelled { content } = timeout(TEST_TIMEOUT, answer.outcome()).await.unwrap()
+    let Outcome::Cancelled { content, .. } = timeout(TEST_TIMEOUT, answer.outcome()).await.unwrap()
     else {
         panic!("expected a cancelled answer");
     };

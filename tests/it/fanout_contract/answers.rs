@@ -1,12 +1,15 @@
 //! Ownership of answers, and which outcome is final.
 
+use std::time::Duration;
+
 use chatmesh::fanout::{
-    AdmissionDecision, BeginResponse, DeliverResponse, KeepResponse, LiveResponse, Owner,
+    AdmissionDecision, BeginResponse, DeliverResponse, KeepResponse, Owner, StreamResponse,
 };
 use chatmesh::protocol::open_message::CancelResult;
 
 use super::case::{
-    Backend, Case, attempt_number, ended_outcome, is_published, stored_outcome, terminal_frame,
+    Backend, Case, attempt_number, ended_outcome, is_confirmed, is_published, piece,
+    stored_outcome, terminal_frame, texts,
 };
 
 pub(crate) async fn scenario_2_first_delivered_answer_wins(backend: &dyn Backend) {
@@ -44,41 +47,49 @@ pub(crate) async fn scenario_4_text_starts_over_after_data_loss(backend: &dyn Ba
     let message = case.message();
     let (first, second) = (Owner::random(), Owner::random());
     assert_eq!(attempt_number(&case.begin(&message, &first, 0).await), 1);
-    case.live(&message, &first, 1, Some((0, "old"))).await;
+    case.open_text(&message, &first, 1, "old").await;
     case.lose_data().await;
     assert_eq!(attempt_number(&case.begin(&message, &second, 0).await), 1);
-    let response = case.live(&message, &second, 1, Some((0, "new"))).await;
-    assert_eq!(response, LiveResponse::Written);
+    let response = case.open_text(&message, &second, 1, "new").await;
+    assert_eq!(response, StreamResponse::Confirmed(1));
     // The owner of the lost attempt 1 is fenced off from the new attempt 1.
-    let response = case.live(&message, &first, 1, Some((1, "er"))).await;
-    assert_eq!(response, LiveResponse::Fenced);
-    assert_eq!(case.read(None).await.in_flight[0].text, "new");
+    let late = case.append(&message, &first, 1, piece(0, 3, "er")).await;
+    assert_eq!(late, 0);
+    let response = case.renew(&message, &first, 1, (1, 3)).await;
+    assert_eq!(response, StreamResponse::Fenced);
+    assert_eq!(texts(&case.answer_in_flight().await), ["new"]);
 }
 
-pub(crate) async fn scenario_5_stale_delta_is_refused_after_a_new_begin(backend: &dyn Backend) {
+pub(crate) async fn scenario_5_stale_text_is_ignored_after_a_new_begin(backend: &dyn Backend) {
     let mut case = Case::new(backend).await;
     let message = case.message();
     let owner = Owner::random();
     let first = attempt_number(&case.begin(&message, &owner, 0).await);
-    case.live(&message, &owner, first, Some((0, "old"))).await;
+    case.open_text(&message, &owner, first, "old").await;
     case.lose_data().await;
-    assert_eq!(
-        case.live(&message, &owner, first, Some((1, "er"))).await,
-        LiveResponse::DataLost
-    );
+    let late = case.append(&message, &owner, first, piece(0, 3, "er"));
+    assert_eq!(late.await, 0);
+    for (parts, length) in [(1, 3), (0, 0)] {
+        let response = case.renew(&message, &owner, first, (parts, length)).await;
+        assert_eq!(response, StreamResponse::DataLost);
+    }
+    let response = case.open_text(&message, &owner, first, "old").await;
+    assert_eq!(response, StreamResponse::DataLost);
 
     let second = attempt_number(&case.begin(&message, &owner, first).await);
     assert!(second > first);
-    let stale = case.live(&message, &owner, first, Some((0, "old"))).await;
-    assert_eq!(stale, LiveResponse::Fenced);
-    let response = case.live(&message, &owner, second, Some((0, "new"))).await;
-    assert_eq!(response, LiveResponse::Written);
+    let stale = case.open_text(&message, &owner, first, "old").await;
+    assert_eq!(stale, StreamResponse::Fenced);
+    let response = case.open_text(&message, &owner, second, "new").await;
+    assert_eq!(response, StreamResponse::Confirmed(1));
+    let late = case.append(&message, &owner, first, piece(0, 3, "er"));
+    assert_eq!(late.await, 0);
     // A stale repeat of the first `begin` changes nothing either.
     assert_eq!(
         attempt_number(&case.begin(&message, &owner, 0).await),
         second
     );
-    assert_eq!(case.read(None).await.in_flight[0].text, "new");
+    assert_eq!(texts(&case.answer_in_flight().await), ["new"]);
 }
 
 pub(crate) async fn scenario_6_repeated_begin_keeps_attempt_and_text(backend: &dyn Backend) {
@@ -86,18 +97,20 @@ pub(crate) async fn scenario_6_repeated_begin_keeps_attempt_and_text(backend: &d
     let message = case.message();
     let owner = Owner::random();
     let number = attempt_number(&case.begin(&message, &owner, 0).await);
-    case.live(&message, &owner, number, Some((0, "text"))).await;
+    case.open_text(&message, &owner, number, "text").await;
     assert_eq!(
         attempt_number(&case.begin(&message, &owner, 0).await),
         number
     );
-    let answer = &case.read(None).await.in_flight[0];
-    assert_eq!((answer.text.as_str(), answer.index), ("text", 1));
+    let answer = case.answer_in_flight().await;
+    assert_eq!(answer.stream, owner.stream(number));
+    assert_eq!(texts(&answer), ["text"]);
     // A `begin` that names the current attempt as its last one requests a new attempt.
     let next = attempt_number(&case.begin(&message, &owner, number).await);
     assert_eq!(next, number + 1);
-    let answer = &case.read(None).await.in_flight[0];
-    assert_eq!((answer.text.as_str(), answer.index), ("", 0));
+    let answer = case.answer_in_flight().await;
+    assert_eq!(answer.stream, owner.stream(next));
+    assert!(answer.parts.is_empty());
 }
 
 pub(crate) async fn scenario_7_rebuilt_outcome_makes_a_model_call_unnecessary(
@@ -139,8 +152,7 @@ pub(crate) async fn scenario_13_stalled_worker_gets_the_outcome_of_its_successor
     let message = case.message();
     let (stalled, successor) = (Owner::random(), Owner::random());
     let first = attempt_number(&case.begin(&message, &stalled, 0).await);
-    case.live(&message, &stalled, first, Some((0, "mine")))
-        .await;
+    case.open_text(&message, &stalled, first, "mine").await;
     let second = attempt_number(&case.begin_when_free(&message, &successor, 0).await);
     assert_eq!(second, first + 1);
     // The stalled worker continues, but no longer owns the answer.
@@ -175,15 +187,13 @@ pub(crate) async fn scenario_14_cancel_while_streaming(backend: &dyn Backend) {
     case.admit(&message).await;
     let owner = Owner::random();
     let number = attempt_number(&case.begin(&message, &owner, 0).await);
-    case.live(&message, &owner, number, Some((0, "a"))).await;
+    case.open_text(&message, &owner, number, "a").await;
     let result = case.fanout.cancel(&case.user, &message.message_id).await;
     assert_eq!(result.unwrap(), CancelResult::Cancelling);
-    let response = case.live(&message, &owner, number, Some((1, "b"))).await;
-    assert_eq!(response, LiveResponse::Cancelled);
-    assert_eq!(
-        case.live(&message, &owner, number, None).await,
-        LiveResponse::Cancelled
-    );
+    let response = case.renew(&message, &owner, number, (1, 1)).await;
+    assert_eq!(response, StreamResponse::Cancelled);
+    let response = case.open_text(&message, &owner, number, "a").await;
+    assert_eq!(response, StreamResponse::Cancelled);
     let stored = stored_outcome(case.keep(&message, &owner, number, "a").await);
     assert_eq!(stored.frame, terminal_frame("stopped"));
 }
@@ -194,7 +204,7 @@ pub(crate) async fn scenario_14_cancel_between_the_last_delta_and_keep(backend: 
     case.admit(&message).await;
     let owner = Owner::random();
     let number = attempt_number(&case.begin(&message, &owner, 0).await);
-    case.live(&message, &owner, number, Some((0, "all"))).await;
+    case.open_text(&message, &owner, number, "all").await;
     let result = case.fanout.cancel(&case.user, &message.message_id).await;
     assert_eq!(result.unwrap(), CancelResult::Cancelling);
     let stored = stored_outcome(case.keep(&message, &owner, number, "all").await);
@@ -248,9 +258,9 @@ pub(crate) async fn lease_excludes_other_owners_until_it_expires(backend: &dyn B
     };
     assert!(remaining <= chatmesh::fanout::LEASE, "{remaining:?}");
     tokio::time::sleep(remaining / 2).await;
-    let renewed = case.live(&message, &first_owner, 1, None).await;
-    assert_eq!(renewed, LiveResponse::Written);
-    tokio::time::sleep(remaining / 2 + std::time::Duration::from_millis(50)).await;
+    let renewed = case.renew(&message, &first_owner, 1, (0, 0)).await;
+    assert!(is_confirmed(renewed), "{renewed:?}");
+    tokio::time::sleep(remaining / 2 + Duration::from_millis(50)).await;
     assert!(matches!(
         case.begin(&message, &other_owner, 0).await,
         BeginResponse::Busy(_)
@@ -259,33 +269,27 @@ pub(crate) async fn lease_excludes_other_owners_until_it_expires(backend: &dyn B
         attempt_number(&case.begin_when_free(&message, &other_owner, 0).await),
         2
     );
-    assert_eq!(
-        case.live(&message, &first_owner, 1, None).await,
-        LiveResponse::Fenced
-    );
+    let response = case.renew(&message, &first_owner, 1, (0, 0)).await;
+    assert_eq!(response, StreamResponse::Fenced);
 }
 
-pub(crate) async fn live_distinguishes_fenced_lost_and_out_of_order_deltas(backend: &dyn Backend) {
+pub(crate) async fn only_a_renewal_extends_the_lease(backend: &dyn Backend) {
     let case = Case::new(backend).await;
     let message = case.message();
-    let owner = Owner::random();
-    let early = case.live(&message, &owner, 1, Some((0, "a"))).await;
-    assert_eq!(early, LiveResponse::DataLost);
+    let (owner, other_owner) = (Owner::random(), Owner::random());
     case.begin(&message, &owner, 0).await;
-    let written = case.live(&message, &owner, 1, Some((0, "a"))).await;
-    assert_eq!(written, LiveResponse::Written);
-    for (index, expected) in [(0, 1), (5, 1)] {
-        let response = case.live(&message, &owner, 1, Some((index, "x"))).await;
-        assert_eq!(response, LiveResponse::OutOfOrder(expected));
-    }
-    for (caller, number) in [(&owner, 2), (&Owner::random(), 1)] {
-        let response = case.live(&message, caller, number, Some((1, "x"))).await;
-        assert_eq!(response, LiveResponse::Fenced);
-    }
-    assert_eq!(case.read(None).await.in_flight[0].text, "a");
-    stored_outcome(case.keep(&message, &owner, 1, "a").await);
-    let late = case.live(&message, &owner, 1, Some((1, "b"))).await;
-    assert_eq!(late, LiveResponse::Fenced);
+    let remaining = async || match case.begin(&message, &other_owner, 0).await {
+        BeginResponse::Busy(remaining) => remaining,
+        response => panic!("expected a lease, got {response:?}"),
+    };
+    let at_the_beginning = remaining().await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    case.open_text(&message, &owner, 1, "a").await;
+    case.append(&message, &owner, 1, piece(0, 1, "b")).await;
+    let after_two_pieces = remaining().await;
+    assert!(after_two_pieces + Duration::from_millis(90) <= at_the_beginning);
+    case.renew(&message, &owner, 1, (1, 2)).await;
+    assert!(remaining().await > after_two_pieces);
 }
 
 pub(crate) async fn keep_without_an_answer_in_flight_stores_the_outcome(backend: &dyn Backend) {
@@ -320,10 +324,10 @@ pub(crate) async fn repeated_calls_change_nothing(backend: &dyn Backend) {
     for _ in 0..2 {
         assert_eq!(attempt_number(&case.begin(&message, &owner, 0).await), 1);
     }
-    let written = case.live(&message, &owner, 1, Some((0, "a"))).await;
-    assert_eq!(written, LiveResponse::Written);
-    let repeated = case.live(&message, &owner, 1, Some((0, "a"))).await;
-    assert_eq!(repeated, LiveResponse::OutOfOrder(1));
+    for _ in 0..2 {
+        let response = case.open_text(&message, &owner, 1, "a").await;
+        assert_eq!(response, StreamResponse::Confirmed(1));
+    }
     for _ in 0..2 {
         let stored = stored_outcome(case.keep(&message, &owner, 1, "a").await);
         assert_eq!(stored.frame, terminal_frame("a"));
@@ -360,11 +364,11 @@ pub(crate) async fn text_in_flight_is_returned_until_the_delivery(backend: &dyn 
     let message = case.message();
     let owner = Owner::random();
     let number = attempt_number(&case.begin(&message, &owner, 0).await);
-    case.live(&message, &owner, number, Some((0, "text"))).await;
+    case.open_text(&message, &owner, number, "text").await;
     stored_outcome(case.keep(&message, &owner, number, "text").await);
-    let answer = &case.read(None).await.in_flight[0];
+    let answer = case.answer_in_flight().await;
     assert_eq!(answer.message_id, message.message_id);
-    assert_eq!((answer.text.as_str(), answer.index), ("text", 1));
+    assert_eq!(texts(&answer), ["text"]);
     case.deliver(&message, 0, "text").await;
     assert!(case.read(None).await.in_flight.is_empty());
 }

@@ -6,12 +6,17 @@ use std::time::Duration;
 use async_trait::async_trait;
 use chatmesh::config::bounds::Bounds;
 use chatmesh::fanout::{
-    AdmissionDecision, BeginRequest, BeginResponse, DeliverRequest, DeliverResponse, Fanout,
-    KeepRequest, KeepResponse, LiveRequest, LiveResponse, MessageRef, NewOutcome, Owner,
-    ReadRequest, StoredOutcome, Turn, TurnStatus, UserView,
+    AdmissionDecision, AppendRequest, BeginRequest, BeginResponse, DeliverRequest, DeliverResponse,
+    Fanout, KeepRequest, KeepResponse, MessageRef, NewOutcome, OpenPartRequest, Owner, Piece,
+    ReadRequest, RenewRequest, StoredOutcome, StreamResponse, Turn, TurnStatus, UserView,
 };
 use chatmesh::protocol::ids::{ConversationId, MessageId, UserId};
+use chatmesh::protocol::open_message::InFlightAnswer;
+use chatmesh::protocol::parts::{PartKind, TextRange, utf16_len};
 use chatmesh::protocol::position::{Epoch, Position};
+
+/// Number of pieces in a renewal that lets the fan-out read all pieces of the stream.
+pub(crate) const ALL_PIECES: u64 = u64::MAX;
 
 /// An implementation under test. All fan-outs of one backend share their data.
 #[async_trait]
@@ -25,6 +30,10 @@ pub(crate) trait Backend: Send + Sync {
 
     /// Whether anything that is stored about a user contains this text.
     async fn contains(&self, user: &UserId, text: &str) -> bool;
+
+    /// The names of the keys in which the user's data is stored, sorted. Empty if the
+    /// implementation stores no keys while an answer is in flight.
+    async fn key_names(&self, user: &UserId) -> Vec<String>;
 }
 
 /// A fan-out and the user of one test.
@@ -58,6 +67,24 @@ pub(crate) fn stored_outcome(response: KeepResponse) -> StoredOutcome {
         KeepResponse::Outcome(outcome) | KeepResponse::Appended(outcome, _) => outcome,
         KeepResponse::Fenced => panic!("expected an outcome, got fenced"),
     }
+}
+
+pub(crate) fn is_confirmed(response: StreamResponse) -> bool {
+    matches!(response, StreamResponse::Confirmed(_))
+}
+
+/// A piece of a part's text that begins at this offset.
+pub(crate) fn piece(part: u32, offset: u32, text: &str) -> Piece {
+    let end = offset + utf16_len(text);
+    Piece {
+        range: TextRange { part, offset, end },
+        text: text.to_owned(),
+    }
+}
+
+/// The texts of an answer's parts.
+pub(crate) fn texts(answer: &InFlightAnswer) -> Vec<&str> {
+    answer.parts.iter().map(|part| part.text.as_str()).collect()
 }
 
 pub(crate) fn terminal_frame(text: &str) -> String {
@@ -120,6 +147,7 @@ impl<'a> Case<'a> {
                 message_id: message.message_id.clone(),
                 question: Some(format!("question {}", message.message_id)),
                 answer: text.to_owned(),
+                parts: None,
                 status,
                 at_ms: 0,
             },
@@ -168,20 +196,60 @@ impl<'a> Case<'a> {
         }
     }
 
-    pub(crate) async fn live(
+    /// Opens part 0 of an answer as a part of text.
+    pub(crate) async fn open_text(
         &self,
         message: &MessageRef,
         owner: &Owner,
         attempt: u32,
-        delta: Option<(u32, &str)>,
-    ) -> LiveResponse {
-        let request = LiveRequest {
+        text: &str,
+    ) -> StreamResponse {
+        let request = OpenPartRequest {
             message: message.clone(),
             owner: owner.clone(),
             attempt,
-            delta: delta.map(|(index, text)| (index, text.to_owned())),
+            kind: PartKind::Text,
+            meta: None,
+            previous_end: None,
+            piece: piece(0, 0, text),
         };
-        self.fanout.live(request).await.unwrap()
+        self.fanout.open_part(request).await.unwrap()
+    }
+
+    pub(crate) async fn append(
+        &self,
+        message: &MessageRef,
+        owner: &Owner,
+        attempt: u32,
+        piece: Piece,
+    ) -> u64 {
+        let request = AppendRequest {
+            message: message.clone(),
+            owner: owner.clone(),
+            attempt,
+            piece,
+        };
+        self.fanout.append(request).await.unwrap()
+    }
+
+    /// Renews the lease. The caller knows that this many parts are stored, the last of them with
+    /// this length.
+    pub(crate) async fn renew(
+        &self,
+        message: &MessageRef,
+        owner: &Owner,
+        attempt: u32,
+        (parts, last_length): (u32, u32),
+    ) -> StreamResponse {
+        let request = RenewRequest {
+            message: message.clone(),
+            owner: owner.clone(),
+            attempt,
+            parts,
+            last_length,
+            pieces: ALL_PIECES,
+        };
+        self.fanout.renew(request).await.unwrap()
     }
 
     pub(crate) async fn keep(
@@ -231,6 +299,7 @@ impl<'a> Case<'a> {
             is_rewind: false,
             frame: terminal_frame(text),
             answer: text.to_owned(),
+            parts: None,
             status: TurnStatus::Answered,
         }
     }
@@ -257,6 +326,13 @@ impl<'a> Case<'a> {
             max_bytes: 1 << 20,
         };
         self.fanout.read(request).await.unwrap()
+    }
+
+    /// The user's only answer in flight.
+    pub(crate) async fn answer_in_flight(&self) -> InFlightAnswer {
+        let mut answers = self.read(None).await.in_flight;
+        assert_eq!(answers.len(), 1, "{answers:?}");
+        answers.remove(0)
     }
 
     /// The frames after a position, or `None` if the mailbox may lack some of them.

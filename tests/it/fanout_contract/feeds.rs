@@ -4,14 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chatmesh::fanout::{
-    AdmissionDecision, Channel, DeliverResponse, Feed, FeedEvent, LiveResponse, Owner,
+    AdmissionDecision, Channel, DeliverResponse, Feed, FeedEvent, Owner, StreamResponse,
 };
 use chatmesh::protocol::open_message::CancelResult;
 use chatmesh::protocol::sequence_number::SequenceNumber;
 use serde_json::Value;
 use tokio::sync::mpsc::Receiver;
 
-use super::case::{Backend, Case, attempt_number, stored_outcome, terminal_frame};
+use super::case::{Backend, Case, attempt_number, piece, stored_outcome, terminal_frame};
 
 /// The time within which an event must arrive.
 const EVENT_TIMEOUT: Duration = Duration::from_secs(20);
@@ -54,9 +54,9 @@ pub(crate) async fn frames_arrive_in_order_and_numbered_across_both_channels(
     let message = case.message();
     let owner = Owner::random();
     let first = attempt_number(&case.begin(&message, &owner, 0).await);
-    case.live(&message, &owner, first, Some((0, "a\"b"))).await;
+    case.open_text(&message, &owner, first, "a\"b").await;
     let second = attempt_number(&case.begin(&message, &owner, first).await);
-    case.live(&message, &owner, second, Some((0, "c"))).await;
+    case.open_text(&message, &owner, second, "c").await;
     stored_outcome(case.keep(&message, &owner, second, "c").await);
     case.deliver(&message, 0, "c").await;
 
@@ -78,13 +78,18 @@ pub(crate) async fn frames_arrive_in_order_and_numbered_across_both_channels(
         frames.push(frame);
     }
     let delta = &frames[0];
-    assert_eq!(delta["userid"], case.user.as_str());
     assert_eq!(delta["message_id"], message.message_id.as_str());
     assert_eq!(delta["conversation_id"], message.conversation.as_str());
-    assert_eq!((&delta["attempt"], &delta["index"]), (&1.into(), &0.into()));
+    assert_eq!((&delta["part"], &delta["offset"]), (&0.into(), &0.into()));
+    assert_eq!((&delta["attempt"], &delta["end"]), (&1.into(), &3.into()));
+    assert_eq!(delta["stream"], owner.stream(first).as_str());
     assert_eq!(delta["content"], "a\"b");
     assert!(delta.get("id").is_none());
-    assert_eq!(frames[1]["attempt"], second);
+    let restarted = &frames[1];
+    assert_eq!(restarted["userid"], case.user.as_str());
+    assert_eq!(restarted["attempt"], second);
+    assert_eq!(restarted["stream"], owner.stream(second).as_str());
+    assert_eq!(frames[2]["stream"], owner.stream(second).as_str());
     assert_eq!(case.read(None).await.number.n, 4);
 }
 
@@ -181,27 +186,35 @@ pub(crate) async fn scenario_11_recreated_counter_has_another_id(backend: &dyn B
     assert_ne!(after.number.counter, before.number.counter);
 }
 
-pub(crate) async fn scenario_4_deltas_after_data_loss_start_at_index_zero(backend: &dyn Backend) {
+pub(crate) async fn scenario_4_text_after_data_loss_is_another_stream(backend: &dyn Backend) {
     let mut case = Case::new(backend).await;
     let message = case.message();
     let (first, second) = (Owner::random(), Owner::random());
     let (_feed, mut events) = open_subscribed_feed(&case, &[Channel::Live]).await;
     case.begin(&message, &first, 0).await;
-    case.live(&message, &first, 1, Some((0, "ol"))).await;
-    case.live(&message, &first, 1, Some((1, "d"))).await;
-    next_frame(&case, &mut events).await;
+    case.open_text(&message, &first, 1, "old").await;
     let (_, earlier_frame) = next_frame(&case, &mut events).await;
     case.lose_data().await;
     let (_feed, mut events) = open_subscribed_feed(&case, &[Channel::Live]).await;
-    // The attempt has the same number again. Only the index shows that the text starts over, and
+    // The attempt has the same number again. Only the stream shows that the text starts over, and
     // only the counter's id that the earlier sequence numbers are void.
     assert_eq!(attempt_number(&case.begin(&message, &second, 0).await), 1);
-    let skipped = case.live(&message, &second, 1, Some((2, "!"))).await;
-    assert_eq!(skipped, LiveResponse::OutOfOrder(0));
-    case.live(&message, &second, 1, Some((0, "new"))).await;
-    let (_, frame) = next_frame(&case, &mut events).await;
-    assert_eq!((&frame["attempt"], &frame["index"]), (&1.into(), &0.into()));
+    let unopened = case.append(&message, &second, 1, piece(0, 3, "er")).await;
+    assert_eq!(unopened, 0);
+    let response = case.open_text(&message, &second, 1, "new").await;
+    assert_eq!(response, StreamResponse::Confirmed(1));
+    let frame = loop {
+        let (_, frame) = next_frame(&case, &mut events).await;
+        if frame["kind"].is_string() {
+            break frame;
+        }
+    };
+    assert_eq!(
+        (&frame["attempt"], &frame["offset"]),
+        (&1.into(), &0.into())
+    );
     assert_eq!(frame["content"], "new");
+    assert_ne!(frame["stream"], earlier_frame["stream"]);
     assert_ne!(frame["n_id"], earlier_frame["n_id"]);
 }
 
@@ -327,7 +340,7 @@ pub(crate) async fn cancel_notifies_the_worker(backend: &dyn Backend) {
 }
 
 /// Opens a feed with subscriptions to the user's channels.
-async fn open_subscribed_feed(
+pub(super) async fn open_subscribed_feed(
     case: &Case<'_>,
     channels: &[Channel],
 ) -> (Arc<dyn Feed>, Receiver<FeedEvent>) {

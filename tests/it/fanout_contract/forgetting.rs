@@ -3,14 +3,15 @@
 
 use chatmesh::config::bounds::Bounds;
 use chatmesh::fanout::{
-    AdmissionDecision, Channel, DeliverResponse, LiveResponse, MessageRef, Owner,
+    AdmissionDecision, Channel, DeliverResponse, MessageRef, Owner, StreamResponse,
 };
 use chatmesh::protocol::ids::ConversationId;
 use chatmesh::protocol::open_message::CancelResult;
 use tokio::sync::mpsc::Receiver;
 
 use super::case::{
-    Backend, Case, attempt_number, ended_outcome, is_published, stored_outcome, terminal_frame,
+    Backend, Case, attempt_number, ended_outcome, is_published, piece, stored_outcome,
+    terminal_frame,
 };
 use super::feeds::next_frame;
 
@@ -193,14 +194,17 @@ pub(crate) async fn message_forgotten_while_streaming_ends_once_and_is_not_store
     case.fanout.admit(&message, "secret").await.unwrap();
     let owner = Owner::random();
     let number = attempt_number(&case.begin(&message, &owner, 0).await);
-    case.live(&message, &owner, number, Some((0, "secret")))
-        .await;
+    case.open_text(&message, &owner, number, "secret").await;
 
     assert!(case.forget(Some(&message.conversation)).await);
     case.assert_forgotten(&message).await;
     assert_cancel_notice(&case, &mut events, &message).await;
-    let response = case.live(&message, &owner, number, Some((1, "s"))).await;
-    assert_eq!(response, LiveResponse::Cancelled);
+    let late = case.append(&message, &owner, number, piece(0, 6, "s"));
+    assert_eq!(late.await, 0);
+    let response = case.open_text(&message, &owner, number, "secret").await;
+    assert_eq!(response, StreamResponse::Cancelled);
+    let response = case.renew(&message, &owner, number, (1, 6)).await;
+    assert_eq!(response, StreamResponse::Cancelled);
     let stored = stored_outcome(case.keep(&message, &owner, number, "secret").await);
     assert_eq!(
         (stored.frame, stored.delivered_at),
@@ -233,8 +237,8 @@ pub(crate) async fn message_forgotten_while_streaming_ends_once_and_is_not_store
     assert_eq!(view.end, case.position(6));
     let stored = ended_outcome(case.begin(&message, &owner, number).await);
     assert_eq!(stored.delivered_at, Some(case.position(5)));
-    let response = case.live(&message, &owner, number, None).await;
-    assert_eq!(response, LiveResponse::Fenced);
+    let response = case.renew(&message, &owner, number, (1, 6)).await;
+    assert_eq!(response, StreamResponse::Fenced);
 }
 
 async fn assert_cancel_notice(

@@ -8,14 +8,24 @@ mod forgetting;
 mod histories;
 mod limits;
 mod mailboxes;
+mod receiver;
+mod resume;
+mod streams;
+mod writer;
 
 pub(crate) use answers::*;
-pub(crate) use case::{Backend, Case, attempt_number, ended_outcome, stored_outcome};
+pub(crate) use case::{
+    Backend, Case, attempt_number, ended_outcome, is_confirmed, piece, stored_outcome, texts,
+};
 pub(crate) use feeds::*;
 pub(crate) use forgetting::*;
 pub(crate) use histories::*;
 pub(crate) use limits::*;
 pub(crate) use mailboxes::*;
+pub(crate) use receiver::{Receiver, received_parts};
+pub(crate) use resume::*;
+pub(crate) use streams::*;
+pub(crate) use writer::StreamWriter;
 
 /// Declares one test for each rule of the contract. `$backend` is an async expression that returns
 /// a [`Backend`]; it is evaluated for each test.
@@ -28,8 +38,8 @@ macro_rules! fanout_contract {
             scenario_3_rewind_restores_rolled_back_frames,
             read_reports_up_to_where_a_rewind_rebuilt_the_mailbox,
             scenario_4_text_starts_over_after_data_loss,
-            scenario_4_deltas_after_data_loss_start_at_index_zero,
-            scenario_5_stale_delta_is_refused_after_a_new_begin,
+            scenario_4_text_after_data_loss_is_another_stream,
+            scenario_5_stale_text_is_ignored_after_a_new_begin,
             scenario_6_repeated_begin_keeps_attempt_and_text,
             scenario_7_rebuilt_outcome_makes_a_model_call_unnecessary,
             scenario_8_resent_message_gets_its_known_outcome,
@@ -45,7 +55,18 @@ macro_rules! fanout_contract {
             scenario_14_cancel_after_the_outcome,
             scenario_15_message_admitted_by_two_gateways_is_answered_once,
             lease_excludes_other_owners_until_it_expires,
-            live_distinguishes_fenced_lost_and_out_of_order_deltas,
+            only_a_renewal_extends_the_lease,
+            outcome_precedes_cancel_loss_and_fence,
+            repeated_pieces_change_nothing_that_readers_see,
+            repeats_after_a_join_change_nothing_that_readers_see,
+            append_to_a_stream_that_does_not_exist_creates_nothing,
+            renewal_reports_text_that_is_missing,
+            joined_pieces_are_the_same_answer,
+            begin_deliver_and_forget_delete_a_stream_and_keep_does_not,
+            openings_are_numbered_and_later_deltas_published_verbatim,
+            stalled_worker_writes_only_to_its_own_stream,
+            answer_in_flight_expires_after_its_last_renewal,
+            reader_that_joins_at_any_moment_ends_with_the_same_parts,
             keep_without_an_answer_in_flight_stores_the_outcome,
             keep_of_another_attempt_is_fenced,
             repeated_calls_change_nothing,

@@ -1,5 +1,9 @@
 //! Groups of Redis servers that a test may stop and reconfigure: sentinel and cluster.
 
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpStream;
+use std::thread::JoinHandle;
+
 use tempfile::TempDir;
 
 use crate::support::process::free_port;
@@ -101,28 +105,140 @@ impl Cluster {
         format!("redis-cluster://127.0.0.1:{}", self.nodes[0].port)
     }
 
-    /// Moves the slot of a key to the other node. The slot must be empty.
+    /// The node that owns a slot unless it was moved.
+    pub(crate) fn first_owner(slot: u16) -> usize {
+        usize::from(slot > 8191)
+    }
+
+    /// Moves the slot of a key to the other node. The slot must be empty, and never moved before.
     pub(crate) fn move_slot_of(&self, key: &str) {
         let slot = send_command(self.nodes[0].port, &format!("CLUSTER KEYSLOT {key}")).unwrap();
-        let slot: u16 = slot.trim().trim_start_matches(':').parse().unwrap();
-        let node_ids = [0, 1].map(|number: usize| {
-            let reply = send_command(self.nodes[number].port, "CLUSTER MYID").unwrap();
+        let slot = slot.trim().trim_start_matches(':').parse().unwrap();
+        SlotMigration::start(self, slot, Self::first_owner(slot)).complete();
+    }
+}
+
+/// A slot that migrates from one node of a cluster to the other.
+pub(crate) struct SlotMigration {
+    slot: u16,
+    source_port: u16,
+    target_port: u16,
+    target_id: String,
+}
+
+impl SlotMigration {
+    /// Announces the migration to both nodes. From then on, the source asks clients to go to the
+    /// target for keys that it does not have.
+    pub(crate) fn start(cluster: &Cluster, slot: u16, source: usize) -> Self {
+        let (source_port, target_port) =
+            (cluster.nodes[source].port, cluster.nodes[1 - source].port);
+        let node_id = |port: u16| {
+            let reply = send_command(port, "CLUSTER MYID").unwrap();
             reply.lines().nth(1).unwrap().to_owned()
-        });
-        let source_index = usize::from(slot > 8191);
-        let (source, target) = (
-            self.nodes[source_index].port,
-            self.nodes[1 - source_index].port,
-        );
-        let (source_id, target_id) = (&node_ids[source_index], &node_ids[1 - source_index]);
-        for (port, change) in [
-            (target, format!("IMPORTING {source_id}")),
-            (source, format!("MIGRATING {target_id}")),
-            (target, format!("NODE {target_id}")),
-            (source, format!("NODE {target_id}")),
-        ] {
-            let reply = send_command(port, &format!("CLUSTER SETSLOT {slot} {change}")).unwrap();
-            assert!(reply.starts_with("+OK"), "{reply}");
+        };
+        let migration = Self {
+            slot,
+            source_port,
+            target_port,
+            target_id: node_id(target_port),
+        };
+        migration.set_slot(target_port, &format!("IMPORTING {}", node_id(source_port)));
+        migration.set_slot(source_port, &format!("MIGRATING {}", migration.target_id));
+        migration
+    }
+
+    fn set_slot(&self, port: u16, change: &str) {
+        let command = format!("CLUSTER SETSLOT {} {change}", self.slot);
+        let reply = send_command(port, &command).unwrap();
+        assert!(reply.starts_with("+OK"), "{reply}");
+    }
+
+    /// Moves at most `count` keys. Returns false if the source has no more keys.
+    pub(crate) fn move_keys(&self, count: usize) -> bool {
+        let command = format!("CLUSTER GETKEYSINSLOT {} {count}", self.slot);
+        let reply = send_command(self.source_port, &command).unwrap();
+        let keys: Vec<_> = reply.lines().filter(|line| line.starts_with('{')).collect();
+        for key in &keys {
+            let command = format!("MIGRATE 127.0.0.1 {} {key} 0 5000", self.target_port);
+            let reply = send_command(self.source_port, &command).unwrap();
+            // A key that has expired since is no longer there.
+            assert!(reply == "+OK" || reply == "+NOKEY", "{key}: {reply}");
+        }
+        !keys.is_empty()
+    }
+
+    /// Number of keys of the slot that the source and the target have.
+    pub(crate) fn key_counts(&self) -> [usize; 2] {
+        [self.source_port, self.target_port].map(|port| {
+            let command = format!("CLUSTER COUNTKEYSINSLOT {}", self.slot);
+            let reply = send_command(port, &command).unwrap();
+            reply.trim_start_matches(':').parse().unwrap()
+        })
+    }
+
+    /// Sends a command to the source, and returns its reply.
+    pub(crate) fn send_to_source(&self, command: &str) -> String {
+        send_command(self.source_port, command).unwrap()
+    }
+
+    /// Sends a command to the target as a client does that the source has asked to do so.
+    pub(crate) fn send_to_target_asking(&self, command: &str) -> String {
+        let mut connection = TcpStream::connect(("127.0.0.1", self.target_port)).unwrap();
+        let commands = format!("ASKING\r\n{command}\r\n");
+        connection.write_all(commands.as_bytes()).unwrap();
+        let mut replies = BufReader::new(connection).lines();
+        assert_eq!(replies.next().unwrap().unwrap(), "+OK");
+        replies.next().unwrap().unwrap()
+    }
+
+    /// Makes the target the owner of the slot.
+    pub(crate) fn complete(self) {
+        for port in [self.target_port, self.source_port] {
+            self.set_slot(port, &format!("NODE {}", self.target_id));
         }
     }
 }
+
+/// Records the commands that a server executes for its clients.
+pub(crate) struct Monitor {
+    connection: TcpStream,
+    reader: JoinHandle<Vec<String>>,
+    port: u16,
+}
+
+impl Monitor {
+    pub(crate) fn start(port: u16) -> Self {
+        let mut connection = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        connection.write_all(b"MONITOR\r\n").unwrap();
+        let mut lines = BufReader::new(connection.try_clone().unwrap()).lines();
+        assert_eq!(lines.next().unwrap().unwrap(), "+OK");
+        let reader = std::thread::spawn(move || {
+            lines
+                .map_while(Result::ok)
+                .take_while(|line| !line.contains(END_OF_MONITOR))
+                .filter_map(|line| {
+                    // `+1700000000.1 [0 127.0.0.1:1000] "GET" "key"`; calls of scripts have `lua`
+                    // in place of the address.
+                    let (client, command) = line.split_once("] ")?;
+                    (!client.ends_with("lua")).then(|| command.to_owned())
+                })
+                .collect()
+        });
+        Self {
+            connection,
+            reader,
+            port,
+        }
+    }
+
+    /// Returns the commands so far, with quoted arguments.
+    pub(crate) fn stop(self) -> Vec<String> {
+        send_command(self.port, &format!("ECHO {END_OF_MONITOR}")).unwrap();
+        let commands = self.reader.join().unwrap();
+        drop(self.connection);
+        commands
+    }
+}
+
+/// Argument of the command that ends the recording of a [`Monitor`].
+const END_OF_MONITOR: &str = "end-of-monitor";

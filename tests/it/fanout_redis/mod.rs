@@ -2,7 +2,10 @@
 //! the behaviour when servers start, stop, and lose their data.
 
 mod clusters;
+mod load;
+mod migration;
 mod outages;
+mod streams;
 
 use std::sync::Arc;
 
@@ -67,6 +70,7 @@ impl Backend for RedisBackend {
             local read = {
               string = function(key) return { redis.call('GET', key) } end,
               hash = function(key) return redis.call('HGETALL', key) end,
+              list = function(key) return redis.call('LRANGE', key, 0, -1) end,
               set = function(key) return redis.call('SMEMBERS', key) end,
               zset = function(key) return redis.call('ZRANGE', key, 0, -1) end,
             }
@@ -80,6 +84,15 @@ impl Backend for RedisBackend {
             return 0";
         let is_found: i64 = self.admin.eval(script, tag.as_str(), text).await.unwrap();
         is_found == 1
+    }
+
+    async fn key_names(&self, user: &UserId) -> Vec<String> {
+        let tag = format!("{{user:{user}}}");
+        let script = "return redis.call('KEYS', KEYS[1] .. ':*')";
+        let keys = self.admin.eval(script, tag.as_str(), None::<()>).await;
+        let mut keys: Vec<String> = keys.unwrap();
+        keys.sort_unstable();
+        keys
     }
 }
 

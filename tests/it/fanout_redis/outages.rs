@@ -52,6 +52,7 @@ fn delivery(offset: i64) -> DeliverRequest {
         is_rewind: false,
         frame: format!(r#"{{"type":"response","offset":{offset}}}"#),
         answer: "x".into(),
+        parts: None,
         status: TurnStatus::Answered,
     }
 }

@@ -42,7 +42,7 @@ async fn unacknowledged_message_is_resent_with_the_same_id() {
     let mut text = String::new();
     let outcome = loop {
         match timeout(TEST_TIMEOUT, answer.next()).await.unwrap().unwrap() {
-            Event::Delta(delta) => text.push_str(&delta),
+            Event::Delta(delta) => text.push_str(&delta.text),
             Event::Ended(outcome) => break outcome,
             event => panic!("neither a delta nor the outcome: {event:?}"),
         }

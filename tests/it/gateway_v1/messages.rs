@@ -259,7 +259,7 @@ async fn interrupt_cancels_earlier_messages_and_its_resend_cancels_none() {
             message: message.clone(),
             owner: Owner::random(),
             last_attempt: 0,
-            cancelled_outcome: outcome(&message, "", TurnStatus::Cancelled).into(),
+            cancelled_outcome: empty_outcome(&message).into(),
             history: None,
         };
         let response = gateway.fanout.inner().begin(request).await.unwrap();

@@ -7,12 +7,14 @@ use std::time::Duration;
 
 use chatmesh::config::settings::GatewaySettings;
 use chatmesh::fanout::{
-    Answers as _, BeginRequest, BeginResponse, DeliverRequest, DeliverResponse, Deliveries as _,
-    KeepRequest, LiveRequest, LiveResponse, MessageRef, NewOutcome, Owner, Turn, TurnStatus,
+    Answers as _, AppendRequest, BeginRequest, BeginResponse, DeliverRequest, DeliverResponse,
+    Deliveries as _, KeepRequest, MessageRef, NewOutcome, OpenPartRequest, Owner, Piece,
+    StreamResponse, Turn, TurnStatus,
 };
 use chatmesh::gateway::{Dependencies, GatewayError, serve};
 use chatmesh::health::Health;
 use chatmesh::protocol::ids::{ClientMessageId, ConversationId, MessageId, UserId};
+use chatmesh::protocol::parts::{PartKind, TextRange, utf16_len};
 use chatmesh::protocol::position::{Epoch, Position};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -83,8 +85,37 @@ struct Answer {
     message: MessageRef,
     owner: Owner,
     attempt: u32,
-    index: u32,
-    text: String,
+    /// The kind, the properties and the text of each part.
+    parts: Vec<(PartKind, Value, String)>,
+}
+
+impl Answer {
+    /// The text of the answer.
+    fn text(&self) -> String {
+        let content = self.parts.iter().filter(|(kind, ..)| kind.is_content());
+        content.map(|(.., text)| text.as_str()).collect()
+    }
+
+    /// The parts as a terminal frame has them. `None` for an answer that is one text part, or
+    /// empty.
+    fn finished_parts(&self) -> Option<Value> {
+        if matches!(&self.parts[..], [] | [(PartKind::Text, ..)]) {
+            return None;
+        }
+        let finished = self.parts.iter().map(|(kind, meta, text)| {
+            let mut part = json!({"kind": kind});
+            if !meta.is_null() {
+                part["meta"] = meta.clone();
+            }
+            if kind.is_content() || *kind == PartKind::Reasoning {
+                part["length"] = utf16_len(text).into();
+            } else {
+                part["content"] = text.as_str().into();
+            }
+            part
+        });
+        Some(finished.collect())
+    }
 }
 
 impl Gateway {
@@ -115,7 +146,7 @@ impl Gateway {
             message: message.clone(),
             owner: owner.clone(),
             last_attempt: 0,
-            cancelled_outcome: outcome(&message, "", TurnStatus::Cancelled).into(),
+            cancelled_outcome: empty_outcome(&message).into(),
             history: None,
         };
         let BeginResponse::Attempt { number, .. } =
@@ -127,25 +158,47 @@ impl Gateway {
             message,
             owner,
             attempt: number,
-            index: 0,
-            text: String::new(),
+            parts: Vec::new(),
         }
     }
 
-    /// Publishes a delta as a worker.
+    /// Publishes text as a worker: as the first part of the answer, or as the next piece of the last
+    /// part.
     async fn stream(&self, answer: &mut Answer, text: &str) {
-        let request = LiveRequest {
+        let number = answer.parts.len().saturating_sub(1) as u32;
+        let Some((.., last_text)) = answer.parts.last_mut() else {
+            self.open_part(answer, PartKind::Text, Value::Null, text)
+                .await;
+            return;
+        };
+        let offset = utf16_len(last_text);
+        last_text.push_str(text);
+        let piece = piece(number, offset, text);
+        let request = AppendRequest {
             message: answer.message.clone(),
             owner: answer.owner.clone(),
             attempt: answer.attempt,
-            delta: Some((answer.index, text.to_owned())),
+            piece,
         };
-        assert_eq!(
-            self.fanout.inner().live(request).await.unwrap(),
-            LiveResponse::Written
-        );
-        answer.index += 1;
-        answer.text.push_str(text);
+        let pieces = self.fanout.inner().append(request).await.unwrap();
+        assert!(pieces > 0);
+    }
+
+    /// Opens the next part of the answer as a worker, with its first piece.
+    async fn open_part(&self, answer: &mut Answer, kind: PartKind, meta: Value, text: &str) {
+        let previous = answer.parts.last();
+        let request = OpenPartRequest {
+            message: answer.message.clone(),
+            owner: answer.owner.clone(),
+            attempt: answer.attempt,
+            kind,
+            meta: (!meta.is_null()).then(|| meta.to_string().into()),
+            previous_end: previous.map(|(.., text)| utf16_len(text)),
+            piece: piece(answer.parts.len() as u32, 0, text),
+        };
+        let response = self.fanout.inner().open_part(request).await.unwrap();
+        assert!(matches!(response, StreamResponse::Confirmed(_)));
+        answer.parts.push((kind, meta, text.to_owned()));
     }
 
     /// Stores the outcome as a worker.
@@ -154,8 +207,8 @@ impl Gateway {
             message: answer.message.clone(),
             owner: answer.owner.clone(),
             attempt: answer.attempt,
-            outcome: outcome(&answer.message, &answer.text, TurnStatus::Answered).into(),
-            cancelled_outcome: outcome(&answer.message, &answer.text, TurnStatus::Cancelled).into(),
+            outcome: outcome(answer, TurnStatus::Answered).into(),
+            cancelled_outcome: outcome(answer, TurnStatus::Cancelled).into(),
         };
         self.fanout.inner().keep(request).await.unwrap();
     }
@@ -163,7 +216,7 @@ impl Gateway {
     /// Delivers the terminal frame as a relay.
     async fn deliver(&self, answer: &Answer) {
         let offset = self.next_offset.fetch_add(1, Ordering::SeqCst);
-        let frame = outcome(&answer.message, &answer.text, TurnStatus::Answered).frame;
+        let outcome = outcome(answer, TurnStatus::Answered);
         let request = DeliverRequest {
             user: answer.message.user.clone(),
             message_id: answer.message.message_id.clone(),
@@ -172,8 +225,9 @@ impl Gateway {
             known_end: None,
             logged_at_ms: None,
             is_rewind: false,
-            frame: with_position(&frame, offset),
-            answer: answer.text.clone(),
+            frame: with_position(&outcome.frame, offset),
+            answer: outcome.turn.answer,
+            parts: outcome.turn.parts,
             status: TurnStatus::Answered,
         };
         let response = self.fanout.inner().deliver(request).await.unwrap();
@@ -202,12 +256,35 @@ fn with_position(frame: &str, offset: i64) -> String {
     frame.to_string()
 }
 
-fn outcome(message: &MessageRef, text: &str, status: TurnStatus) -> NewOutcome {
+fn piece(part: u32, offset: u32, text: &str) -> Piece {
+    let end = offset + utf16_len(text);
+    Piece {
+        range: TextRange { part, offset, end },
+        text: text.to_owned(),
+    }
+}
+
+/// The outcome of a message that was cancelled before its answer was begun.
+fn empty_outcome(message: &MessageRef) -> NewOutcome {
+    let answer = Answer {
+        message: message.clone(),
+        owner: Owner::random(),
+        attempt: 1,
+        parts: Vec::new(),
+    };
+    outcome(&answer, TurnStatus::Cancelled)
+}
+
+fn outcome(answer: &Answer, status: TurnStatus) -> NewOutcome {
+    let (message, text, parts) = (&answer.message, answer.text(), answer.finished_parts());
     let mut frame = json!({"v": 1, "type": "response", "content": text, "userid": message.user,
         "timestamp": "2024-01-01T12:00:00Z", "processing_time_ms": 5, "correlation_id": "c",
         "message_id": message.message_id, "id": message.id, "finish_reason": "stop",
-        "model": "test", "attempt": 1, "conversation_id": message.conversation,
+        "model": "test", "attempt": answer.attempt, "conversation_id": message.conversation,
         "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}});
+    if let Some(parts) = &parts {
+        frame["parts"] = parts.clone();
+    }
     if status == TurnStatus::Cancelled {
         frame["type"] = "error".into();
         frame["code"] = "cancelled".into();
@@ -219,7 +296,8 @@ fn outcome(message: &MessageRef, text: &str, status: TurnStatus) -> NewOutcome {
         turn: Turn {
             message_id: message.message_id.clone(),
             question: Some("?".into()),
-            answer: text.to_owned(),
+            answer: text,
+            parts: parts.map(|parts| parts.to_string().into()),
             status,
             at_ms: 0,
         },

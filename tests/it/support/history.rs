@@ -13,6 +13,8 @@ pub(crate) struct HistoryTurn {
     pub(crate) message_id: String,
     pub(crate) question: Option<String>,
     pub(crate) answer: String,
+    /// The parts of the answer; null if the turn has no such field.
+    pub(crate) parts: Value,
     pub(crate) status: String,
 }
 
@@ -23,6 +25,7 @@ impl HistoryTurn {
             message_id: text("message_id"),
             question: turn["question"].as_str().map(str::to_owned),
             answer: text("answer"),
+            parts: turn["parts"].clone(),
             status: text("status"),
         }
     }

@@ -17,6 +17,7 @@ pub(crate) mod kafka_client;
 pub(crate) mod lossy_redis;
 pub(crate) mod machine;
 pub(crate) mod model;
+pub(crate) mod parts;
 pub(crate) mod process;
 pub(crate) mod redis;
 pub(crate) mod redis_cluster;

@@ -8,8 +8,8 @@ use rand::{Rng, SeedableRng};
 
 use super::{CALLS_PER_TRACE, CONVERSATIONS, Call, MAILBOX_FRAMES};
 use crate::reference::{
-    AdmissionDecision, BeginResponse, CancelResult, DeliverResponse, KeepResponse, LiveResponse,
-    Message, Offset, Outcome, OutcomeKind, PARTITION_SIZE, Position, SharedState,
+    AdmissionDecision, BeginResponse, CancelResult, DeliverResponse, KeepResponse, Message, Offset,
+    Outcome, OutcomeKind, Owner, PARTITION_SIZE, Piece, Position, SharedState, StreamResponse,
 };
 
 const PARTITIONS: usize = 6;
@@ -40,11 +40,9 @@ pub(super) fn random_calls(seed: u64) -> Vec<Call> {
         let owner = rng.random_range(1..4);
         let in_flight = shared.messages[usize::from(message)].in_flight.clone();
         // Most calls of workers come from the owner of the lease.
-        let (owner, attempt, next) = match &in_flight {
-            Some(current) if rng.random_bool(0.8) => {
-                (current.owner, current.attempt, current.text.len() as u8)
-            }
-            _ => (owner, rng.random_range(1..4), rng.random_range(0..3)),
+        let (owner, attempt) = match &in_flight {
+            Some(current) if rng.random_bool(0.8) => (current.owner, current.attempt),
+            _ => (owner, rng.random_range(1..4)),
         };
         let kinds = [
             OutcomeKind::Answered,
@@ -60,10 +58,7 @@ pub(super) fn random_calls(seed: u64) -> Vec<Call> {
             0..10 => Call::Admit(message),
             10..14 => Call::Accept(message),
             14..28 => Call::Begin(message, owner, rng.random_range(0..=attempt)),
-            28..44 => {
-                let piece = rng.random_bool(0.9).then_some((next, number));
-                Call::Live(message, owner, attempt, piece)
-            }
+            28..44 => stream_call(rng, &shared, number, message, owner, attempt),
             44..54 => Call::Keep(message, owner, attempt, outcome),
             54..70 => {
                 if user_moves && rng.random_bool(0.6) {
@@ -118,6 +113,69 @@ pub(super) fn random_calls(seed: u64) -> Vec<Call> {
     calls
 }
 
+/// Generates a call of a worker that streams an answer. Most calls continue the owner's stream; some
+/// repeat an earlier call, and some come too early.
+fn stream_call(
+    rng: &mut StdRng,
+    shared: &SharedState,
+    number: u8,
+    message: Message,
+    owner: Owner,
+    attempt: u8,
+) -> Call {
+    let parts = shared.parts(message, shared.stream_of(owner, attempt));
+    let count = parts.len() as u8;
+    let last_length = parts.last().map_or(0, |part| part.len() as u8);
+    let is_regular = rng.random_bool(0.8);
+    match rng.random_range(0..4) {
+        0 => {
+            let known_length = if is_regular { last_length } else { 3 };
+            Call::Renew(message, owner, attempt, count, known_length)
+        }
+        1 => {
+            let part = if is_regular {
+                count
+            } else {
+                rng.random_range(0..3)
+            };
+            let previous = usize::from(part).checked_sub(1);
+            let previous_end = previous.and_then(|previous| parts.get(previous));
+            Call::OpenPart(
+                message,
+                owner,
+                attempt,
+                Piece {
+                    part,
+                    offset: 0,
+                    end: rng.random_range(0..3),
+                    call: number,
+                    opening: Some(previous_end.map_or(0, |part| part.len() as u8)),
+                },
+            )
+        }
+        _ => {
+            // A piece that repeats an earlier one ends within the text.
+            let offset = if is_regular {
+                last_length
+            } else {
+                last_length.saturating_sub(1)
+            };
+            Call::Append(
+                message,
+                owner,
+                attempt,
+                Piece {
+                    part: count.saturating_sub(1),
+                    offset,
+                    end: offset + 1,
+                    call: number,
+                    opening: None,
+                },
+            )
+        }
+    }
+}
+
 /// Applies a call to the reference and returns its response as text. Reads are compared by the
 /// runner.
 pub(super) fn reference_response(shared: &mut SharedState, call: Call) -> String {
@@ -146,11 +204,21 @@ pub(super) fn reference_response(shared: &mut SharedState, call: Call) -> String
                 } => format!("attempt {number}, delivery {delivery_count}"),
             }
         }
-        Call::Live(message, owner, attempt, piece) => {
-            match shared.live(message, owner, attempt, piece) {
-                LiveResponse::OutOfOrder(next) => format!("expected {next}"),
-                other => format!("{other:?}").to_lowercase(),
+        Call::OpenPart(message, owner, attempt, piece) => {
+            stream_response(shared.open_part(message, owner, attempt, piece))
+        }
+        Call::Append(message, owner, attempt, piece) => {
+            let stream = shared.stream_of(owner, attempt);
+            let parts_before = shared.parts(message, stream);
+            let stored = shared.push_piece(message, stream, piece);
+            // The embedded fan-out, whose published frames are compared, publishes no repeat.
+            if shared.parts(message, stream) != parts_before {
+                shared.publish_piece(message, stream, piece);
             }
+            append_response(u64::from(stored))
+        }
+        Call::Renew(message, owner, attempt, parts, last_length) => {
+            stream_response(shared.renew(message, owner, attempt, parts, last_length))
         }
         Call::Keep(message, owner, attempt, outcome) => {
             match shared.keep(message, owner, attempt, outcome, CANCELLED) {
@@ -205,6 +273,21 @@ pub(super) fn reference_response(shared: &mut SharedState, call: Call) -> String
             String::new()
         }
     }
+}
+
+/// The response to `open_part` and `renew`. The number of pieces is left out: only Redis counts
+/// repeated pieces.
+fn stream_response(response: StreamResponse) -> String {
+    match response {
+        StreamResponse::Confirmed(_) => "confirmed".into(),
+        other => format!("{other:?}").to_lowercase(),
+    }
+}
+
+/// The response to `append`.
+pub(super) fn append_response(pieces: u64) -> String {
+    let has_stream = pieces > 0;
+    format!("has stream: {has_stream}")
 }
 
 /// The text of an answer.

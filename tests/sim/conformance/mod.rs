@@ -19,7 +19,7 @@ use fred::interfaces::ClientLike;
 use fred::types::Builder;
 use fred::types::config::Config;
 
-use crate::reference::{Message, Offset, Outcome, Owner, Position};
+use crate::reference::{Message, Offset, Outcome, Owner, Piece, Position};
 use crate::seeds::Seeds;
 use crate::settings::redis_settings;
 use backends::{EmbeddedUnderTest, RedisUnderTest};
@@ -38,7 +38,10 @@ enum Call {
     Admit(Message),
     Accept(Message),
     Begin(Message, Owner, u8),
-    Live(Message, Owner, u8, Option<(u8, u8)>),
+    OpenPart(Message, Owner, u8, Piece),
+    Append(Message, Owner, u8, Piece),
+    /// Contains the number of parts that the caller knows to be stored, and the length of the last.
+    Renew(Message, Owner, u8, u8, u8),
     Keep(Message, Owner, u8, Outcome),
     Deliver(Message, Offset, Option<Offset>, Outcome, bool),
     Cancel(Message),

@@ -4,16 +4,18 @@ use std::collections::HashMap;
 use std::fmt::{Debug, Write as _};
 use std::sync::OnceLock;
 
-use chatmesh::fanout::{self as real, LiveResponse, MessageRef};
+use chatmesh::fanout::{self as real, MessageRef, StreamResponse};
 use chatmesh::protocol::ids::{ConversationId, MessageId, UserId};
 use chatmesh::protocol::open_message::CancelResult;
+use chatmesh::protocol::parts::{PartKind, TextRange};
 use chatmesh::protocol::position::{self, Epoch};
 
 use super::backends::FanoutUnderTest;
-use super::calls::{CANCELLED, answer_text, frame, reference_response, status};
+use super::calls::{CANCELLED, answer_text, append_response, frame, reference_response, status};
 use super::{CONVERSATIONS, Call, MAILBOX_FRAMES};
 use crate::reference::{
-    Frame, Message, Offset, Outcome, Owner, PARTITION_SIZE, Position, PublishedFrame, SharedState,
+    Frame, Message, Offset, Outcome, Owner, PARTITION_SIZE, Piece, Position, PublishedFrame,
+    SharedState,
 };
 
 /// The real ids that stand for the reference's counters and mailboxes.
@@ -61,6 +63,32 @@ fn real_owner(owner: Owner) -> real::Owner {
     static OWNERS: OnceLock<[real::Owner; 5]> = OnceLock::new();
     let owners = OWNERS.get_or_init(|| std::array::from_fn(|_| real::Owner::random()));
     owners[usize::from(owner)].clone()
+}
+
+/// A unit of text from a model call, which is one UTF-16 code unit and several bytes.
+fn unit(call: u8) -> char {
+    char::from_u32(0x3000 + u32::from(call)).unwrap()
+}
+
+fn real_piece(piece: Piece) -> real::Piece {
+    real::Piece {
+        range: TextRange {
+            part: u32::from(piece.part),
+            offset: u32::from(piece.offset),
+            end: u32::from(piece.end),
+        },
+        text: (piece.offset..piece.end)
+            .map(|_| unit(piece.call))
+            .collect(),
+    }
+}
+
+/// The response to `open_part` and `renew` as the reference's is written.
+fn stream_response(response: StreamResponse) -> String {
+    match response {
+        StreamResponse::Confirmed(_) => "confirmed".into(),
+        other => format!("{other:?}").to_lowercase(),
+    }
 }
 
 fn real_position(offset: Offset) -> position::Position {
@@ -145,6 +173,7 @@ impl<'a> Runner<'a> {
                 message_id: message_id(message),
                 question: Some(format!("question {message}")),
                 answer: answer_text(outcome),
+                parts: None,
                 status: status(outcome.kind),
                 at_ms: 0,
             },
@@ -201,17 +230,37 @@ impl<'a> Runner<'a> {
                     }
                 }
             }
-            Call::Live(message, owner, attempt, piece) => {
-                let request = real::LiveRequest {
+            Call::OpenPart(message, owner, attempt, piece) => {
+                let request = real::OpenPartRequest {
                     message: self.message_ref(message),
                     owner: real_owner(owner),
                     attempt: u32::from(attempt),
-                    delta: piece.map(|(index, call)| (u32::from(index), format!("[{call}]"))),
+                    kind: PartKind::Text,
+                    meta: None,
+                    previous_end: piece.opening.filter(|_| piece.part > 0).map(u32::from),
+                    piece: real_piece(piece),
                 };
-                match fanout.live(request).await? {
-                    LiveResponse::OutOfOrder(next) => format!("expected {next}"),
-                    other => format!("{other:?}").to_lowercase(),
-                }
+                stream_response(fanout.open_part(request).await?)
+            }
+            Call::Append(message, owner, attempt, piece) => {
+                let request = real::AppendRequest {
+                    message: self.message_ref(message),
+                    owner: real_owner(owner),
+                    attempt: u32::from(attempt),
+                    piece: real_piece(piece),
+                };
+                append_response(fanout.append(request).await?)
+            }
+            Call::Renew(message, owner, attempt, parts, last_length) => {
+                let request = real::RenewRequest {
+                    message: self.message_ref(message),
+                    owner: real_owner(owner),
+                    attempt: u32::from(attempt),
+                    parts: u32::from(parts),
+                    last_length: u32::from(last_length),
+                    pieces: u64::MAX,
+                };
+                stream_response(fanout.renew(request).await?)
             }
             Call::Keep(message, owner, attempt, outcome) => {
                 let request = real::KeepRequest {
@@ -238,6 +287,7 @@ impl<'a> Runner<'a> {
                     is_rewind,
                     frame: frame(message, outcome),
                     answer: answer_text(outcome),
+                    parts: None,
                     status: status(outcome.kind),
                 };
                 match fanout.deliver(request).await? {
@@ -333,9 +383,16 @@ impl<'a> Runner<'a> {
             .frames
             .iter()
             .map(|(offset, message, outcome)| (real_position(*offset), frame(*message, *outcome)));
-        let in_flight = reference.in_flight.iter().map(|(message, attempt, text)| {
-            let pieces: Vec<_> = text.iter().map(|call| format!("[{call}]")).collect();
-            format!("m{message} {attempt} {} {}", text.len(), pieces.concat())
+        let in_flight = reference.in_flight.iter().map(|answer| {
+            let texts = answer.parts.iter().map(|part| {
+                (
+                    part.len(),
+                    part.iter().copied().map(unit).collect::<String>(),
+                )
+            });
+            let texts: Vec<_> = texts.collect();
+            let (message, attempt) = (answer.message, answer.attempt);
+            format!("m{message} {attempt} {texts:?}")
         });
         let pending = reference
             .pending
@@ -350,10 +407,11 @@ impl<'a> Runner<'a> {
             pending.collect::<Vec<_>>(),
         );
         let in_flight = view.in_flight.iter().map(|answer| {
-            format!(
-                "{} {} {} {}",
-                answer.message_id, answer.attempt, answer.index, answer.text
-            )
+            let texts = answer.parts.iter();
+            let texts: Vec<_> = texts
+                .map(|part| (part.length as usize, part.text.clone()))
+                .collect();
+            format!("{} {} {texts:?}", answer.message_id, answer.attempt)
         });
         let pending = view
             .pending
@@ -386,40 +444,39 @@ impl<'a> Runner<'a> {
         let real = real.iter().map(|(channel, frame)| {
             let text_field = |name: &str| frame[name].as_str().unwrap_or_default().to_owned();
             let number_field = |name: &str| frame[name].as_u64();
-            let kind = if frame["content"].is_string() && number_field("index").is_none() {
-                "terminal".to_owned()
-            } else {
-                text_field("type")
+            let kind = match frame["type"].as_str() {
+                Some(kind @ ("accepted" | "restarted" | "delta")) => kind.to_owned(),
+                _ => "terminal".to_owned(),
             };
-            let (n, attempt, index) = (
-                number_field("n"),
-                number_field("attempt"),
-                number_field("index"),
-            );
+            let range = ["part", "offset", "end", "previous_end"].map(number_field);
+            let is_opening = frame["kind"].is_string();
             format!(
-                "{channel:?} {kind} {} {n:?} {attempt:?} {index:?}",
-                text_field("message_id")
+                "{channel:?} {kind} {} {:?} {range:?} {is_opening}",
+                text_field("message_id"),
+                number_field("n"),
             )
         });
         let reference = published.iter().map(|published| {
-            let (channel, kind, message, attempt, index) = match published.frame {
-                Frame::Accepted(message) => ("Live", "accepted", message, None, None),
-                Frame::Restarted(message, attempt) => {
-                    ("Live", "restarted", message, Some(attempt), None)
+            let mut range = [None; 4];
+            let mut is_opening = false;
+            let (channel, kind, message) = match published.frame {
+                Frame::Accepted(message) => ("Live", "accepted", message),
+                Frame::Restarted(message, ..) => ("Live", "restarted", message),
+                Frame::Delta(message, _, piece) => {
+                    is_opening = piece.opening.is_some();
+                    let previous_end = piece.opening.filter(|_| piece.part > 0);
+                    let numbers = [piece.part, piece.offset, piece.end].map(Some);
+                    range = [numbers[0], numbers[1], numbers[2], previous_end];
+                    ("Live", "delta", message)
                 }
-                Frame::Delta {
-                    message,
-                    attempt,
-                    index,
-                    ..
-                } => ("Live", "delta", message, Some(attempt), Some(index)),
                 Frame::Terminal(message, ..) => {
                     let channel = if is_rewind { "Live" } else { "Terminal" };
-                    (channel, "terminal", message, None, None)
+                    (channel, "terminal", message)
                 }
             };
-            let n = Some(published.n);
-            format!("{channel} {kind} m{message} {n:?} {attempt:?} {index:?}")
+            let n = published.number.map(|number| u64::from(number.n));
+            let range = range.map(|number| number.map(u64::from));
+            format!("{channel} {kind} m{message} {n:?} {range:?} {is_opening}")
         });
         let (reference, real) = (reference.collect::<Vec<_>>(), real.collect::<Vec<_>>());
         if reference == real {

@@ -9,9 +9,9 @@ mod worker;
 
 use crate::client::Client;
 use crate::reference::{
-    AdmissionDecision, BeginResponse, CancelResult, DeliverResponse, KeepResponse, LiveResponse,
-    Marker, Message, Offset, Outcome, OutcomeKind, Owner, Position, Rule, SharedState,
-    StoredOutcome,
+    AdmissionDecision, BeginResponse, CancelResult, DeliverResponse, KeepResponse, Marker, Message,
+    Offset, Outcome, OutcomeKind, Owner, Piece, Position, Rule, SharedState, StoredOutcome, Stream,
+    StreamResponse,
 };
 
 pub(crate) use faults::Fault;
@@ -49,7 +49,14 @@ pub(crate) enum Gateway {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Stage {
     Begin,
+    /// The worker sends its next piece of text.
     Generate,
+    /// A piece was added to the stream's list, which then had `stored` pieces, and is not published
+    /// yet.
+    PublishPiece {
+        stored: u8,
+    },
+    Renew,
     Keep(Outcome),
     Produce(Outcome),
     Done,
@@ -62,8 +69,10 @@ pub(crate) struct RecordTask {
     pub(crate) attempt: u8,
     /// The number of the model call; 0 before the first.
     pub(crate) call: u8,
-    /// Number of pieces that the fan-out has stored.
+    /// Number of pieces that the fan-out has confirmed.
     pub(crate) sent: u8,
+    /// Number of pieces of the stream that the fan-out had last.
+    pub(crate) stored: u8,
     /// The complete answer, if the worker generated it and could not store it yet.
     pub(crate) generated: Option<Outcome>,
     pub(crate) stage: Stage,
@@ -98,7 +107,10 @@ pub(crate) enum RedisCall {
     Admit(Message),
     Accept(Message),
     Begin(Message, Owner, u8, Outcome),
-    Live(Message, Owner, u8, (u8, u8)),
+    OpenPart(Message, Owner, u8, Piece),
+    PushPiece(Message, Stream, Piece),
+    PublishPiece(Message, Stream, Piece),
+    Renew(Message, Owner, u8, u8, u8),
     Keep(Message, Owner, u8, Outcome, Outcome),
     Deliver(Message, Offset, Option<Offset>, Outcome),
     CompleteMarker(u8),
@@ -122,6 +134,8 @@ pub(crate) enum Step {
     Gateway(usize),
     /// The worker takes the next step for a record.
     Worker(usize, usize),
+    /// The worker's timer lets it renew its lease on a record.
+    RenewLease(usize, usize),
     CommitWorker(usize),
     ExpireLease(Message),
     Relay(usize),
@@ -175,6 +189,9 @@ pub(crate) struct Model {
     pieces: u8,
     rewind_window: u8,
 }
+
+/// Number of pieces of each part of an answer.
+pub(crate) const PIECES_PER_PART: u8 = 2;
 
 /// A description of how a state or a step breaks the promises of docs/consistency.md.
 pub(crate) type Violation = String;
@@ -234,11 +251,11 @@ impl Model {
     pub(crate) fn apply(&mut self, step: Step) -> CheckResult {
         match step {
             Step::Connect => self.client.connect(),
-            Step::Read => self.client.read(&mut self.shared),
-            Step::HandlePublishedFrame => self.client.handle_published_frame(
-                self.shared.enforces(Rule::GapTriggersRead),
-                self.shared.enforces(Rule::PositionFilter),
-            ),
+            Step::Read => {
+                self.client.read(&mut self.shared);
+                return self.check_snapshots();
+            }
+            Step::HandlePublishedFrame => self.client.handle_published_frame(&self.shared),
             Step::Receive => return self.receive_frame(),
             Step::CheckForGap => self.client.require_read(),
             Step::Send(gateway, message) => {
@@ -247,6 +264,7 @@ impl Model {
             }
             Step::Gateway(index) => self.step_gateway(index),
             Step::Worker(worker, record) => return self.step_worker(worker, record),
+            Step::RenewLease(worker, record) => self.renew_lease(worker, record),
             Step::CommitWorker(worker) => self.messages_committed = self.finished_up_to(worker),
             Step::ExpireLease(message) => self.expire_lease(message),
             Step::Relay(index) => self.step_relay(index),
@@ -334,8 +352,18 @@ impl Model {
             RedisCall::Begin(message, owner, last_attempt, cancelled) => {
                 self.shared.begin(message, owner, last_attempt, cancelled);
             }
-            RedisCall::Live(message, owner, attempt, piece) => {
-                self.shared.live(message, owner, attempt, Some(piece));
+            RedisCall::OpenPart(message, owner, attempt, piece) => {
+                self.shared.open_part(message, owner, attempt, piece);
+            }
+            RedisCall::PushPiece(message, stream, piece) => {
+                self.shared.push_piece(message, stream, piece);
+            }
+            RedisCall::PublishPiece(message, stream, piece) => {
+                self.shared.publish_piece(message, stream, piece);
+            }
+            RedisCall::Renew(message, owner, attempt, parts, last_length) => {
+                self.shared
+                    .renew(message, owner, attempt, parts, last_length);
             }
             RedisCall::Keep(message, owner, attempt, outcome, cancelled) => {
                 self.shared
@@ -359,6 +387,26 @@ impl Model {
         let result = client.receive(frame, self);
         self.client = client;
         result
+    }
+
+    /// Checks that a read still returns the whole text of an answer that ended and was not delivered
+    /// yet, unless data was lost.
+    fn check_snapshots(&self) -> CheckResult {
+        for (message, state) in self.shared.messages.iter().enumerate() {
+            let Some(StoredOutcome::Outcome(outcome, None)) = state.outcome else {
+                continue;
+            };
+            let answers = self.shared.in_flight_answers();
+            let mut answers = answers.iter();
+            let answer = answers.find(|answer| usize::from(answer.message) == message);
+            let length = answer.map_or(0, |answer| answer.parts.iter().map(Vec::len).sum());
+            if self.data_losses == 0 && length < usize::from(outcome.pieces) {
+                return Err(format!(
+                    "a device that joins before the delivery of {outcome:?} sees {answer:?}"
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// Checks a state in which no step is possible any more: every accepted message has exactly one

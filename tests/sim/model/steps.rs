@@ -49,6 +49,9 @@ impl Model {
                 if self.can_work(worker, record) {
                     steps.push(Step::Worker(worker, record));
                 }
+                if self.can_renew(worker, record) {
+                    steps.push(Step::RenewLease(worker, record));
+                }
             }
         }
         if self.finished_up_to(self.assigned_worker) > self.messages_committed {

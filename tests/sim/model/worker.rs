@@ -57,6 +57,60 @@ impl Model {
         (first + finished) as u8
     }
 
+    fn stream(&self, task: RecordTask) -> Stream {
+        self.shared.stream_of(task.owner, task.attempt)
+    }
+
+    /// The piece that the worker sends next. Each part has two pieces; the first one opens it.
+    fn piece(task: RecordTask) -> Piece {
+        let offset = task.sent % PIECES_PER_PART;
+        let part = task.sent / PIECES_PER_PART;
+        Piece {
+            part,
+            offset,
+            end: offset + 1,
+            call: task.call,
+            opening: (offset == 0).then_some(if part == 0 { 0 } else { PIECES_PER_PART }),
+        }
+    }
+
+    /// Number of parts that the fan-out has confirmed, and the length of the last one.
+    fn confirmed_parts(task: RecordTask) -> (u8, u8) {
+        let parts = task.sent.div_ceil(PIECES_PER_PART);
+        let length_before = parts.saturating_sub(1) * PIECES_PER_PART;
+        (parts, task.sent - length_before)
+    }
+
+    /// Whether a renewal of the lease, which a worker makes every second, would change anything.
+    pub(super) fn can_renew(&self, worker: usize, record: usize) -> bool {
+        let Some(task) = self.task(worker, record) else {
+            return false;
+        };
+        if !matches!(task.stage, Stage::Generate) {
+            return false;
+        }
+        let message = self.messages[record];
+        let in_flight = self.shared.messages[usize::from(message)]
+            .in_flight
+            .as_ref();
+        let has_lease = in_flight.is_some_and(|in_flight| {
+            in_flight.owner == task.owner
+                && in_flight.attempt == task.attempt
+                && in_flight.lease > 0
+        });
+        let (parts, last_length) = Self::confirmed_parts(task);
+        let mut shared = self.shared.clone();
+        let response = shared.renew(message, task.owner, task.attempt, parts, last_length);
+        !has_lease || !matches!(response, StreamResponse::Confirmed(_))
+    }
+
+    /// The worker renews its lease by its timer.
+    pub(super) fn renew_lease(&mut self, worker: usize, record: usize) {
+        if let Some(Some(task)) = self.workers[worker].tasks.get_mut(record) {
+            task.stage = Stage::Renew;
+        }
+    }
+
     pub(super) fn worker_call(&self, worker: usize, record: usize) -> Option<RedisCall> {
         let message = self.messages[record];
         let task = self.task(worker, record)?;
@@ -67,8 +121,25 @@ impl Model {
                 Some(RedisCall::Begin(message, owner, attempt, cancelled))
             }
             Stage::Generate => {
-                let piece = (task.sent, task.call);
-                Some(RedisCall::Live(message, owner, attempt, piece))
+                let piece = Self::piece(task);
+                Some(match piece.opening {
+                    Some(_) => RedisCall::OpenPart(message, owner, attempt, piece),
+                    None => RedisCall::PushPiece(message, self.stream(task), piece),
+                })
+            }
+            Stage::PublishPiece { .. } => {
+                let piece = Self::piece(task);
+                Some(RedisCall::PublishPiece(message, self.stream(task), piece))
+            }
+            Stage::Renew => {
+                let (parts, last_length) = Self::confirmed_parts(task);
+                Some(RedisCall::Renew(
+                    message,
+                    owner,
+                    attempt,
+                    parts,
+                    last_length,
+                ))
             }
             Stage::Keep(outcome) => {
                 let cancelled = Outcome {
@@ -96,6 +167,7 @@ impl Model {
                 attempt: 0,
                 call: 0,
                 sent: 0,
+                stored: 0,
                 generated: None,
                 stage: Stage::Begin,
             });
@@ -106,9 +178,31 @@ impl Model {
                 let response = self.shared.begin(message, owner, last_attempt, cancelled);
                 self.handle_begin(&mut task, message, response)?;
             }
-            (Stage::Generate, Some(RedisCall::Live(_, owner, attempt, piece))) => {
-                let response = self.shared.live(message, owner, attempt, Some(piece));
-                self.handle_live(&mut task, response);
+            (Stage::Generate, Some(RedisCall::OpenPart(_, owner, attempt, piece))) => {
+                match self.shared.open_part(message, owner, attempt, piece) {
+                    StreamResponse::Confirmed(stored) => self.count_piece(&mut task, stored),
+                    other => Self::stop_generating(&mut task, other),
+                }
+            }
+            (Stage::Generate, Some(RedisCall::PushPiece(_, stream, piece))) => {
+                let stored = self.shared.push_piece(message, stream, piece);
+                task.stage = Stage::PublishPiece { stored };
+            }
+            (Stage::PublishPiece { stored }, Some(RedisCall::PublishPiece(_, stream, piece))) => {
+                self.shared.publish_piece(message, stream, piece);
+                self.count_piece(&mut task, stored);
+            }
+            (Stage::Renew, Some(RedisCall::Renew(_, owner, attempt, parts, last_length))) => {
+                match self
+                    .shared
+                    .renew(message, owner, attempt, parts, last_length)
+                {
+                    StreamResponse::Confirmed(stored) => {
+                        task.stored = stored;
+                        self.continue_generating(&mut task);
+                    }
+                    other => Self::stop_generating(&mut task, other),
+                }
             }
             (Stage::Keep(_), Some(RedisCall::Keep(_, owner, attempt, outcome, cancelled))) => {
                 let response = self
@@ -149,6 +243,7 @@ impl Model {
             BeginResponse::Attempt { number, .. } => {
                 task.attempt = number;
                 task.sent = 0;
+                task.stored = 0;
                 if let Some(generated) = task.generated {
                     task.stage = Stage::Keep(generated);
                     return Ok(());
@@ -164,27 +259,48 @@ impl Model {
         Ok(())
     }
 
-    fn handle_live(&self, task: &mut RecordTask, response: LiveResponse) {
-        match response {
-            LiveResponse::Written => task.sent += 1,
-            LiveResponse::OutOfOrder(next) if next == task.sent + 1 => task.sent = next,
-            LiveResponse::OutOfOrder(_) | LiveResponse::DataLost => task.stage = Stage::Begin,
-            LiveResponse::Fenced => {
-                task.call = 0;
-                task.stage = Stage::Begin;
-            }
-            LiveResponse::Cancelled => {
-                let cancelled = Self::outcome_so_far(*task, OutcomeKind::Cancelled);
-                task.stage = Stage::Keep(cancelled);
+    /// The fan-out has confirmed a piece, and then had `stored` pieces of the stream. If these are
+    /// fewer than the worker expects, the fan-out has lost data, which the next renewal detects.
+    fn count_piece(&self, task: &mut RecordTask, stored: u8) {
+        let is_complete = stored > task.stored;
+        if !is_complete {
+            task.stage = Stage::Renew;
+            if stored == 0 {
+                return;
             }
         }
-        if task.stage == Stage::Generate && task.sent == self.pieces {
+        task.stored = stored;
+        task.sent += 1;
+        if is_complete {
+            self.continue_generating(task);
+        }
+    }
+
+    /// Sends the next piece, or stores the outcome where all pieces are sent.
+    fn continue_generating(&self, task: &mut RecordTask) {
+        task.stage = Stage::Generate;
+        if task.sent == self.pieces {
             let answered = Self::outcome_so_far(*task, OutcomeKind::Answered);
             task.stage = if self.shared.enforces(Rule::OnlyStoredOutcomeProduced) {
                 Stage::Keep(answered)
             } else {
                 Stage::Produce(answered)
             };
+        }
+    }
+
+    fn stop_generating(task: &mut RecordTask, response: StreamResponse) {
+        match response {
+            StreamResponse::Confirmed(_) => {}
+            StreamResponse::DataLost => task.stage = Stage::Begin,
+            StreamResponse::Fenced => {
+                task.call = 0;
+                task.stage = Stage::Begin;
+            }
+            StreamResponse::Cancelled => {
+                let cancelled = Self::outcome_so_far(*task, OutcomeKind::Cancelled);
+                task.stage = Stage::Keep(cancelled);
+            }
         }
     }
 

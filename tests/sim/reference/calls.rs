@@ -2,8 +2,8 @@
 
 use super::{
     AdmissionDecision, BeginResponse, CancelResult, DeliverResponse, Frame, InFlight, KeepResponse,
-    LEASE_MS, LiveResponse, Mailbox, Marker, Message, Offset, Outcome, Owner, Position, Rule,
-    SharedState, StoredOutcome, UserView, next_id, partition_of,
+    LEASE_MS, Mailbox, Marker, Message, Offset, Outcome, Owner, Position, Rule, SharedState,
+    StoredOutcome, UserView, next_id, partition_of,
 };
 
 impl SharedState {
@@ -83,62 +83,23 @@ impl SharedState {
             owners.push(owner);
         }
         let delivery_count = owners.len() as u8;
+        let stream = self.stream_of(owner, number);
+        self.remove_lists(message);
         self.message(message).in_flight = Some(InFlight {
             owner,
             lease: LEASE_MS,
             attempt: number,
-            text: Vec::new(),
+            stream,
+            parts: 0,
             owners,
         });
         if number > 1 {
-            self.publish(Frame::Restarted(message, number));
+            self.publish(Frame::Restarted(message, number, stream));
         }
         BeginResponse::Attempt {
             number,
             delivery_count,
         }
-    }
-
-    /// `piece` is the index of a piece and the model call that it came from; `None` only renews the
-    /// lease.
-    pub(crate) fn live(
-        &mut self,
-        message: Message,
-        owner: Owner,
-        attempt: u8,
-        piece: Option<(u8, u8)>,
-    ) -> LiveResponse {
-        match self.message(message).outcome {
-            Some(StoredOutcome::Forgotten(None)) => return LiveResponse::Cancelled,
-            Some(_) => return LiveResponse::Fenced,
-            None => {}
-        }
-        if self.message(message).cancel_requested {
-            return LiveResponse::Cancelled;
-        }
-        let is_fenced = self.enforces(Rule::LiveFenced);
-        let checks_index = self.enforces(Rule::LiveInOrder);
-        let Some(in_flight) = &mut self.message(message).in_flight else {
-            return LiveResponse::DataLost;
-        };
-        if is_fenced && (in_flight.owner != owner || in_flight.attempt != attempt) {
-            return LiveResponse::Fenced;
-        }
-        in_flight.lease = LEASE_MS;
-        let Some((index, call)) = piece else {
-            return LiveResponse::Written;
-        };
-        if checks_index && usize::from(index) != in_flight.text.len() {
-            return LiveResponse::OutOfOrder(in_flight.text.len() as u8);
-        }
-        in_flight.text.push(call);
-        self.publish(Frame::Delta {
-            message,
-            attempt,
-            index,
-            call,
-        });
-        LiveResponse::Written
     }
 
     pub(crate) fn keep(
@@ -168,6 +129,10 @@ impl SharedState {
             self.message(message).cancel_requested && self.enforces(Rule::KeepChecksCancel);
         let outcome = if is_cancelled { cancelled } else { outcome };
         self.store_outcome(message, outcome);
+        if !self.enforces(Rule::KeepRetainsParts) {
+            self.message(message).in_flight = None;
+            self.remove_lists(message);
+        }
         KeepResponse::Outcome(outcome, None)
     }
 
@@ -227,6 +192,7 @@ impl SharedState {
         };
         self.message(message).outcome = Some(delivered);
         self.message(message).in_flight = None;
+        self.remove_lists(message);
         self.publish(Frame::Terminal(message, offset, outcome));
         DeliverResponse::Published
     }
@@ -249,6 +215,7 @@ impl SharedState {
             None => next_id(&mut self.last_ids.counter),
         };
         self.counter_id = Some(counter_id);
+        let in_flight = self.in_flight_answers();
         let last_id = &mut self.last_ids.mailbox;
         let mailbox = self
             .mailbox
@@ -257,7 +224,6 @@ impl SharedState {
         let frames = mailbox.frames.iter().copied();
         let frames =
             frames.filter(|(offset, ..)| start.is_some_and(|start| i16::from(*offset) > start));
-        let messages = self.messages.iter().enumerate();
         UserView {
             n: self.n,
             counter_id,
@@ -267,12 +233,7 @@ impl SharedState {
             recovered: start.is_some(),
             frames: frames.collect(),
             rebuilt_up_to: mailbox.rebuilt_up_to,
-            in_flight: messages
-                .filter_map(|(message, state)| {
-                    let in_flight = state.in_flight.as_ref()?;
-                    Some((message as u8, in_flight.attempt, in_flight.text.clone()))
-                })
-                .collect(),
+            in_flight,
             pending: self.pending.clone(),
         }
     }
@@ -295,6 +256,7 @@ impl SharedState {
             state.outcome = Some(StoredOutcome::Forgotten(delivered_at));
             state.in_flight = None;
             has_forgotten = true;
+            self.remove_lists(message);
             self.clear_pending(message);
             self.history.retain(|turn| turn.message != message);
             if let Some(mailbox) = &mut self.mailbox {

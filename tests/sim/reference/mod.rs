@@ -6,8 +6,10 @@
 
 mod calls;
 mod mailbox;
+mod streams;
 
 pub(crate) use mailbox::Mailbox;
+pub(crate) use streams::{Parts, Piece, PieceList};
 
 /// A message of the user.
 pub(crate) type Message = u8;
@@ -26,6 +28,9 @@ pub(crate) const LEASE_MS: u16 = 3000;
 fn partition_of(offset: Offset) -> Offset {
     offset / PARTITION_SIZE
 }
+
+/// The id of the stream of one attempt, made of owner and attempt.
+pub(crate) type Stream = u16;
 
 /// How an answer ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -75,8 +80,9 @@ pub(crate) struct InFlight {
     /// Remaining milliseconds of the lease.
     pub(crate) lease: u16,
     pub(crate) attempt: u8,
-    /// For each piece of the text, the model call that it came from.
-    pub(crate) text: Vec<u8>,
+    pub(crate) stream: Stream,
+    /// Number of open parts of the stream.
+    pub(crate) parts: u8,
     /// All owners that have begun the message, so their number is the delivery count.
     pub(crate) owners: Vec<Owner>,
 }
@@ -101,21 +107,22 @@ pub(crate) struct MessageState {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Frame {
     Accepted(Message),
-    Restarted(Message, u8),
-    Delta {
-        message: Message,
-        attempt: u8,
-        index: u8,
-        call: u8,
-    },
+    Restarted(Message, u8, Stream),
+    Delta(Message, Stream, Piece),
     Terminal(Message, Offset, Outcome),
 }
 
-/// A frame with its sequence number and the id of the counter that assigned it.
+/// The sequence number of a published frame, with the id of the counter that assigned it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct PublishedFrame {
+pub(crate) struct SequenceNumber {
     pub(crate) counter_id: u8,
     pub(crate) n: u8,
+}
+
+/// A published frame. A delta that is not the opening of a part has no sequence number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct PublishedFrame {
+    pub(crate) number: Option<SequenceNumber>,
     pub(crate) frame: Frame,
 }
 
@@ -140,10 +147,18 @@ pub(crate) enum Rule {
     LeaseExcludesOthers,
     /// A repeated `begin` has no effect.
     BeginIdempotent,
-    /// `live` is accepted only from the current owner and attempt.
-    LiveFenced,
-    /// `live` is accepted only at the next index.
-    LiveInOrder,
+    /// `open_part` is accepted only from the current owner and attempt.
+    OpeningFenced,
+    /// The pieces of two streams are stored separately.
+    SeparateStreams,
+    /// No two attempts have the same stream, also after a loss of data.
+    UniqueStreams,
+    /// A reader drops a repeated piece of text.
+    RepeatsDropped,
+    /// A receiver compares the length of the previous part when a part opens.
+    PreviousEndChecked,
+    /// A gateway forwards deltas of the current stream only.
+    OnlyCurrentStreamForwarded,
     /// `keep` returns an outcome that is already stored.
     FirstOutcomeWins,
     /// `deliver` makes the frame's outcome the stored one, also in the history.
@@ -152,6 +167,8 @@ pub(crate) enum Rule {
     DeliveredOnce,
     /// `keep` checks whether a cancel was requested.
     KeepChecksCancel,
+    /// `keep` leaves the answer in flight until its delivery.
+    KeepRetainsParts,
     /// A gateway reads the mailbox when the sequence numbers have a gap.
     GapTriggersRead,
     /// A gateway never sends a frame at or below the client's position.
@@ -188,11 +205,11 @@ pub(crate) enum BeginResponse {
     },
 }
 
+/// The response to `open_part` and `renew`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum LiveResponse {
-    Written,
-    /// The piece is refused, because this index is the next one.
-    OutOfOrder(u8),
+pub(crate) enum StreamResponse {
+    /// Contains the number of stored pieces of the stream.
+    Confirmed(u8),
     Fenced,
     Cancelled,
     DataLost,
@@ -227,9 +244,17 @@ pub(crate) struct UserView {
     pub(crate) recovered: bool,
     pub(crate) frames: Vec<(Offset, Message, Outcome)>,
     pub(crate) rebuilt_up_to: Option<Offset>,
-    /// Message, attempt and text of each answer in flight.
-    pub(crate) in_flight: Vec<(Message, u8, Vec<u8>)>,
+    pub(crate) in_flight: Vec<InFlightAnswer>,
     pub(crate) pending: Vec<Message>,
+}
+
+/// An answer in flight with the text that its stored pieces form.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct InFlightAnswer {
+    pub(crate) message: Message,
+    pub(crate) attempt: u8,
+    pub(crate) stream: Stream,
+    pub(crate) parts: Parts,
 }
 
 /// The last id assigned of each kind. Ids stand for random ones, so they survive a loss of data.
@@ -259,6 +284,8 @@ pub(crate) struct SharedState {
     pub(crate) counter_id: Option<u8>,
     pub(crate) mailbox: Option<Mailbox>,
     pub(crate) messages: Vec<MessageState>,
+    /// The stored pieces of each stream.
+    pub(crate) lists: Vec<PieceList>,
     pub(crate) pending: Vec<Message>,
     /// The turns of all conversations, in the order in which they were first stored.
     pub(crate) history: Vec<Turn>,
@@ -282,6 +309,7 @@ impl SharedState {
             counter_id: None,
             mailbox: None,
             messages: vec![MessageState::default(); conversations.len()],
+            lists: Vec::new(),
             pending: Vec::new(),
             history: Vec::new(),
             marker: Marker::Missing,
@@ -316,6 +344,7 @@ impl SharedState {
         for message in &mut self.messages {
             message.in_flight = None;
         }
+        self.lists.clear();
         self.n = 0;
         self.counter_id = None;
     }
@@ -333,6 +362,7 @@ impl SharedState {
         &mut self.messages[usize::from(message)]
     }
 
+    /// Publishes a frame with the next sequence number.
     fn publish(&mut self, frame: Frame) {
         self.n += 1;
         let counter_id = match self.counter_id {
@@ -341,8 +371,10 @@ impl SharedState {
         };
         self.counter_id = Some(counter_id);
         self.published.push(PublishedFrame {
-            counter_id,
-            n: self.n,
+            number: Some(SequenceNumber {
+                counter_id,
+                n: self.n,
+            }),
             frame,
         });
     }

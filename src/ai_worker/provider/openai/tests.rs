@@ -5,7 +5,7 @@ use futures_util::StreamExt;
 
 use self::server::{Server, ServerEvent, Step, reply, write};
 use super::*;
-use crate::ai_worker::provider::{ModelEvent, Role};
+use crate::ai_worker::provider::{ModelEvent, PartDelta, PartKey, Role};
 use crate::protocol::error_code::ErrorCode;
 use crate::protocol::record::Usage;
 
@@ -89,9 +89,11 @@ async fn collect(mut stream: ModelStream) -> Result<RecordedAnswer, (String, Mod
     while let Some(event) = stream.next().await {
         assert!(!finished, "an event after the end");
         match event {
-            Ok(ModelEvent::Text(text)) => {
-                assert!(!text.is_empty() && answer.usage.is_none());
-                answer.text.push_str(&text);
+            Ok(ModelEvent::Delta(delta)) => {
+                assert!(answer.usage.is_none());
+                if delta.key == PartKey::Text {
+                    answer.text.push_str(&delta.text);
+                }
             }
             Ok(ModelEvent::Usage(usage)) => assert!(answer.usage.replace(usage).is_none()),
             Ok(ModelEvent::Finished { reason, model }) => {
@@ -283,9 +285,64 @@ async fn dropping_the_stream_closes_the_connection() {
     let api = api(&server.base);
     let mut stream = api.call(&request()).await.unwrap();
     let first = stream.next().await.unwrap().unwrap();
-    assert_eq!(first, ModelEvent::Text("Hello".to_owned()));
+    let hello = PartDelta::new(PartKey::Text, "Hello");
+    assert_eq!(first, ModelEvent::Delta(hello));
     drop(stream);
     server.wait_until_closed().await;
+}
+
+#[tokio::test]
+async fn the_parts_of_a_chunk_become_one_event_each() {
+    let first = r#"{"choices":[{"delta":{"reasoning_content":"hm","content":"Hello"}}]}"#;
+    let call = r#"{"choices":[{"delta":{"tool_calls":[{"index":0,"id":"c","function":{"name":"f","arguments":"{}"}}]}}]}"#;
+    let end = r#"{"choices":[{"delta":{},"finish_reason":"tool_calls"}]}"#;
+    let script = vec![
+        stream_head(),
+        data(&[first, call, end, "[DONE]"]),
+        Step::Close,
+    ];
+    let server = Server::start(vec![script]).await;
+    let stream = api(&server.base).call(&request()).await.unwrap();
+    let events: Vec<_> = stream.map(Result::unwrap).collect().await;
+    let keys: Vec<_> = events
+        .iter()
+        .filter_map(|event| match event {
+            ModelEvent::Delta(delta) => Some(delta.key),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(
+        keys,
+        [PartKey::Reasoning, PartKey::Text, PartKey::ToolCall(0)]
+    );
+    assert!(
+        matches!(&events[3..], [ModelEvent::Finished { reason, .. }] if reason == "tool_calls"),
+        "{events:?}"
+    );
+}
+
+#[tokio::test]
+async fn an_answer_of_tool_calls_only_is_an_answer() {
+    let call = r#"{"choices":[{"delta":{"tool_calls":[{"index":0,"id":"c","function":{"name":"f"}}]},"finish_reason":"tool_calls"}]}"#;
+    let script = vec![stream_head(), data(&[call, "[DONE]"]), Step::Close];
+    assert_eq!(
+        ask_once(script).await.unwrap(),
+        recorded("", false, "tool_calls", None)
+    );
+}
+
+#[tokio::test]
+async fn reasoning_is_a_sign_of_life() {
+    let reasoning = r#"{"choices":[{"delta":{"reasoning":"hm"}}]}"#;
+    let script = vec![stream_head(), data(&[reasoning]), Step::Hang];
+    let server = Server::start(vec![script]).await;
+    let api = api_with_timeouts(
+        &server.base,
+        Duration::from_secs(20),
+        Duration::from_millis(100),
+    );
+    let (_, error) = ask(&api).await.unwrap_err();
+    assert_eq!(error.kind, kind::IDLE_TIMEOUT);
 }
 
 #[tokio::test]

@@ -7,18 +7,20 @@ use std::time::Duration;
 use super::sweep::Sweep;
 use super::*;
 use crate::fanout::{
-    AdmissionDecision, Admissions, Answers, BeginRequest, BeginResponse, DeliverRequest,
-    DeliverResponse, Deliveries, FeedEvent, Feeds, History, KeepRequest, KeepResponse, LiveRequest,
-    LiveResponse, MessageRef, NewOutcome, Owner, ReadRequest, Reads, Tokens, Turn, TurnStatus,
-    UserView,
+    AdmissionDecision, Admissions, Answers, AppendRequest, BeginRequest, BeginResponse,
+    DeliverRequest, DeliverResponse, Deliveries, FeedEvent, Feeds, History, KeepRequest,
+    KeepResponse, MessageRef, NewOutcome, OpenPartRequest, Owner, Piece, ReadRequest, Reads,
+    RenewRequest, StreamResponse, Tokens, Turn, TurnStatus, UserView,
 };
 use crate::protocol::ids::{ConversationId, MessageId, UserId};
 use crate::protocol::open_message::CancelResult;
+use crate::protocol::parts::{PartKind, TextRange, utf16_len};
 use crate::protocol::position::{Epoch, Position};
 
 mod feed;
 mod retention;
 mod scenarios;
+mod streams;
 
 const DAY_MS: i64 = 24 * 3600 * 1000;
 
@@ -127,14 +129,47 @@ impl TestFanout {
         }
     }
 
-    async fn live(&self, message: &str, owner: &Owner, attempt: u32, delta: u32) -> LiveResponse {
-        let call = LiveRequest {
+    /// Opens part 0 of the answer with this text.
+    async fn open(&self, message: &str, owner: &Owner, attempt: u32, text: &str) -> StreamResponse {
+        let call = opening(message, owner, attempt, 0, text);
+        self.fanout.open_part(call).await.unwrap()
+    }
+
+    /// Appends a text to part 0 of the answer, at this offset.
+    async fn append(
+        &self,
+        message: &str,
+        owner: &Owner,
+        attempt: u32,
+        offset: u32,
+        text: &str,
+    ) -> u64 {
+        let call = AppendRequest {
             message: message_ref(message),
             owner: owner.clone(),
             attempt,
-            delta: Some((delta, format!("[{attempt}.{delta}]"))),
+            piece: piece(0, offset, text),
         };
-        self.fanout.live(call).await.unwrap()
+        self.fanout.append(call).await.unwrap()
+    }
+
+    /// Renews the lease of an attempt of which `length` code units of part 0 are confirmed.
+    async fn renew(
+        &self,
+        message: &str,
+        owner: &Owner,
+        attempt: u32,
+        length: u32,
+    ) -> StreamResponse {
+        let call = RenewRequest {
+            message: message_ref(message),
+            owner: owner.clone(),
+            attempt,
+            parts: u32::from(length > 0),
+            last_length: length,
+            pieces: u64::MAX,
+        };
+        self.fanout.renew(call).await.unwrap()
     }
 
     async fn keep(&self, message: &str, owner: &Owner, attempt: u32, answer: &str) -> KeepResponse {
@@ -217,6 +252,36 @@ fn message_ref(name: &str) -> MessageRef {
     }
 }
 
+/// A piece of a part's text at this offset.
+fn piece(part: u32, offset: u32, text: &str) -> Piece {
+    let end = offset + utf16_len(text);
+    Piece {
+        range: TextRange { part, offset, end },
+        text: text.into(),
+    }
+}
+
+/// A request to open a part of text, after an empty part if it is not the first.
+fn opening(message: &str, owner: &Owner, attempt: u32, part: u32, text: &str) -> OpenPartRequest {
+    OpenPartRequest {
+        message: message_ref(message),
+        owner: owner.clone(),
+        attempt,
+        kind: PartKind::Text,
+        meta: None,
+        previous_end: (part > 0).then_some(0),
+        piece: piece(part, 0, text),
+    }
+}
+
+/// The texts of the parts of the only answer in flight.
+fn in_flight_texts(view: &UserView) -> Vec<&str> {
+    let [answer] = &*view.in_flight else {
+        panic!("not one answer in flight: {:?}", view.in_flight);
+    };
+    answer.parts.iter().map(|part| &*part.text).collect()
+}
+
 /// JSON of the terminal frame of a message.
 fn frame(name: &str, answer: &str) -> String {
     format!(r#"{{"type":"response","message_id":"{name}","content":"{answer}"}}"#)
@@ -229,6 +294,7 @@ fn new_outcome(name: &str, answer: &str, status: TurnStatus) -> NewOutcome {
             message_id: message_id(name),
             question: Some("hi?".into()),
             answer: answer.into(),
+            parts: None,
             status,
             at_ms: 0,
         },
@@ -255,6 +321,7 @@ fn delivery(name: &str, position: Position, known_end: Option<Position>) -> Deli
         logged_at_ms: None,
         is_rewind: false,
         answer: "delivered".into(),
+        parts: None,
         status: TurnStatus::Answered,
     }
 }

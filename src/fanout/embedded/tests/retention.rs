@@ -14,7 +14,7 @@ async fn check_restart(mut system: TestFanout) {
     let start = system.read(None).await;
     system.admit("unanswered").await;
     system.attempt("unanswered", &owner, 0).await;
-    system.live("unanswered", &owner, 1, 0).await;
+    system.open("unanswered", &owner, 1, "a").await;
     system.admit("kept").await;
     system.attempt("kept", &owner, 0).await;
     system.keep("kept", &owner, 1, "answer").await;
@@ -36,8 +36,8 @@ async fn check_restart(mut system: TestFanout) {
 
     assert_eq!(system.admit("kept").await, AdmissionDecision::OutcomeStored);
     assert_eq!(
-        system.live("unanswered", &owner, 1, 1).await,
-        LiveResponse::DataLost
+        system.renew("unanswered", &owner, 1, 1).await,
+        StreamResponse::DataLost
     );
     let view = system.read(Some(start.end)).await;
     assert_eq!(offsets(&view), [0]);
@@ -266,10 +266,84 @@ async fn users_with_a_common_name_prefix_share_nothing() {
 async fn store_of_another_version_is_refused() {
     let store = Store::in_memory();
     let mut batch = Batch::default();
-    batch.put(Table::Users, keys::LAYOUT_VERSION_KEY, b"2");
+    batch.put(Table::Users, keys::LAYOUT_VERSION_KEY, b"3");
     store.commit(batch).unwrap();
     let error = EmbeddedFanout::open(store, Bounds::default()).unwrap_err();
     assert!(error.to_string().contains("another version"), "{error}");
+}
+
+#[tokio::test]
+async fn store_of_layout_1_is_read_and_gets_the_current_version() {
+    for mut system in TestFanout::in_memory_and_on_disk(&Bounds::default()) {
+        system.deliver("m", 0, None).await;
+        let mut batch = Batch::default();
+        batch.put(Table::Users, keys::LAYOUT_VERSION_KEY, b"1");
+        system.store.commit(batch).unwrap();
+
+        system.restart();
+
+        assert_eq!(system.context().await, [(None, "delivered".to_owned())]);
+        let version = system.store.get(Table::Users, keys::LAYOUT_VERSION_KEY);
+        assert_eq!(version.unwrap().as_deref(), Some(LAYOUT_VERSION));
+    }
+}
+
+#[tokio::test]
+async fn parts_of_an_answer_are_in_the_history() {
+    for mut system in TestFanout::in_memory_and_on_disk(&Bounds::default()) {
+        let owner = Owner::random();
+        let parts: Arc<str> =
+            r#"[{"kind":"reasoning","length":7},{"kind":"text","length":9}]"#.into();
+        let kept = |parts: Option<&Arc<str>>| KeepRequest {
+            message: message_ref("kept"),
+            owner: owner.clone(),
+            attempt: 1,
+            outcome: Arc::new(NewOutcome {
+                turn: Turn {
+                    parts: parts.cloned(),
+                    ..new_outcome("kept", "delivered", TurnStatus::Answered).turn
+                },
+                ..new_outcome("kept", "delivered", TurnStatus::Answered)
+            }),
+            cancelled_outcome: new_outcome("kept", "stopped", TurnStatus::Cancelled).into(),
+        };
+        system.attempt("kept", &owner, 0).await;
+        system.fanout.keep(kept(Some(&parts))).await.unwrap();
+        let rebuilt = DeliverRequest {
+            parts: Some(parts.clone()),
+            ..delivery("rebuilt", position_at(0), None)
+        };
+        system.fanout.deliver(rebuilt).await.unwrap();
+        assert_eq!(
+            turn_parts(&system).await,
+            [Some(parts.clone()), Some(parts.clone())]
+        );
+
+        // The delivered record has other parts than the turn that was stored with the outcome.
+        let other: Arc<str> = r#"[{"kind":"refusal","length":9}]"#.into();
+        let delivered = DeliverRequest {
+            parts: Some(other.clone()),
+            ..delivery("kept", position_at(1), None)
+        };
+        system.fanout.deliver(delivered).await.unwrap();
+        system.restart();
+        assert_eq!(
+            turn_parts(&system).await,
+            [Some(parts.clone()), Some(other)]
+        );
+    }
+}
+
+/// The parts of each turn in the history, newest first.
+async fn turn_parts(system: &TestFanout) -> Vec<Option<Arc<str>>> {
+    let conversation = ConversationId::default_conversation();
+    let turns = system
+        .fanout
+        .history(&user(), &conversation, None, 50)
+        .await
+        .unwrap()
+        .unwrap();
+    turns.into_iter().map(|turn| turn.parts).collect()
 }
 
 #[tokio::test]
@@ -299,7 +373,10 @@ async fn failed_call_resets_the_state_in_memory() {
         let before = system.read(None).await;
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| fail(panics)));
         assert_eq!(result.is_err(), panics);
-        assert_eq!(system.live("m", &owner, 1, 0).await, LiveResponse::DataLost);
+        assert_eq!(
+            system.open("m", &owner, 1, "a").await,
+            StreamResponse::DataLost
+        );
         let after = system.read(None).await;
         assert_eq!(after.end, before.end);
         assert_ne!(after.number.counter, before.number.counter);
@@ -315,7 +392,7 @@ async fn forgotten_messages_stay_forgotten_after_a_restart() {
         system.deliver("delivered", 0, None).await;
         system.admit("unanswered").await;
         system.attempt("unanswered", &owner, 0).await;
-        system.live("unanswered", &owner, 1, 0).await;
+        system.open("unanswered", &owner, 1, "a").await;
         assert!(system.fanout.forget(&user(), None).await.unwrap());
 
         system.restart();
@@ -325,8 +402,8 @@ async fn forgotten_messages_stay_forgotten_after_a_restart() {
             AdmissionDecision::Forgotten
         );
         assert_eq!(
-            system.live("unanswered", &owner, 1, 1).await,
-            LiveResponse::Cancelled
+            system.renew("unanswered", &owner, 1, 1).await,
+            StreamResponse::Cancelled
         );
         let response = system.keep("unanswered", &owner, 1, "answer").await;
         assert_eq!(outcome_frame(response), frame("unanswered", "stopped"));

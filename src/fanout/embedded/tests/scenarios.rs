@@ -13,9 +13,14 @@ async fn message_passes_from_admission_to_the_mailbox() {
         system.begin("m", &other_owner, 0).await,
         BeginResponse::Busy(LEASE)
     );
-    assert_eq!(system.live("m", &owner, 1, 0).await, LiveResponse::Written);
+    assert_eq!(
+        system.open("m", &owner, 1, "a").await,
+        StreamResponse::Confirmed(1)
+    );
+    assert_eq!(system.append("m", &owner, 1, 1, "b").await, 2);
     let start = system.read(None).await;
-    assert_eq!(start.in_flight[0].text, "[1.0]");
+    assert_eq!(in_flight_texts(&start), ["ab"]);
+    assert_eq!(start.in_flight[0].stream, owner.stream(1));
     assert_eq!(start.pending[0].content, "hi?");
     system.keep("m", &owner, 1, "delivered").await;
     assert_eq!(system.admit("m").await, AdmissionDecision::OutcomeStored);
@@ -101,11 +106,21 @@ async fn scenario_5_stale_text_of_a_fenced_attempt_is_refused() {
     assert_eq!(system.attempt("m", &owner, 0).await, 1);
     assert_eq!(system.attempt("m", &owner, 1).await, 2);
     system.lose_data();
-    assert_eq!(system.live("m", &owner, 2, 0).await, LiveResponse::DataLost);
+    assert_eq!(
+        system.open("m", &owner, 2, "stale").await,
+        StreamResponse::DataLost
+    );
     assert_eq!(system.attempt("m", &owner, 2).await, 3);
-    assert_eq!(system.live("m", &owner, 2, 0).await, LiveResponse::Fenced);
-    assert_eq!(system.live("m", &owner, 3, 0).await, LiveResponse::Written);
-    assert_eq!(system.read(None).await.in_flight[0].text, "[3.0]");
+    assert_eq!(
+        system.open("m", &owner, 2, "stale").await,
+        StreamResponse::Fenced
+    );
+    assert_eq!(
+        system.open("m", &owner, 3, "a").await,
+        StreamResponse::Confirmed(1)
+    );
+    assert_eq!(system.append("m", &owner, 2, 1, "stale").await, 0);
+    assert_eq!(in_flight_texts(&system.read(None).await), ["a"]);
 }
 
 #[tokio::test]
@@ -113,14 +128,14 @@ async fn scenario_6_repeated_begin_keeps_the_text() {
     let system = TestFanout::new(Bounds::default());
     let owner = Owner::random();
     assert_eq!(system.attempt("m", &owner, 0).await, 1);
-    system.live("m", &owner, 1, 0).await;
+    system.open("m", &owner, 1, "a").await;
     assert_eq!(system.attempt("m", &owner, 0).await, 1);
     assert_eq!(
-        system.live("m", &owner, 1, 0).await,
-        LiveResponse::OutOfOrder(1)
+        system.open("m", &owner, 1, "a").await,
+        StreamResponse::Confirmed(1)
     );
-    assert_eq!(system.live("m", &owner, 1, 1).await, LiveResponse::Written);
-    assert_eq!(system.read(None).await.in_flight[0].text, "[1.0][1.1]");
+    assert_eq!(system.append("m", &owner, 1, 1, "b").await, 2);
+    assert_eq!(in_flight_texts(&system.read(None).await), ["ab"]);
 }
 
 #[tokio::test]
@@ -143,12 +158,12 @@ async fn scenario_13_stalled_worker_gets_the_outcome_of_its_successor() {
     let system = TestFanout::new(Bounds::default());
     let (stalled_owner, other_owner) = (Owner::random(), Owner::random());
     system.attempt("m", &stalled_owner, 0).await;
-    system.live("m", &stalled_owner, 1, 0).await;
+    system.open("m", &stalled_owner, 1, "a").await;
     system.advance_clock(3_000);
     assert_eq!(system.attempt("m", &other_owner, 0).await, 2);
     assert_eq!(
-        system.live("m", &stalled_owner, 1, 1).await,
-        LiveResponse::Fenced
+        system.renew("m", &stalled_owner, 1, 1).await,
+        StreamResponse::Fenced
     );
     assert_eq!(
         system.keep("m", &stalled_owner, 1, "mine").await,
@@ -158,8 +173,8 @@ async fn scenario_13_stalled_worker_gets_the_outcome_of_its_successor() {
     let response = system.keep("m", &stalled_owner, 1, "mine").await;
     assert_eq!(outcome_frame(response), frame("m", "theirs"));
     assert_eq!(
-        system.live("m", &other_owner, 2, 0).await,
-        LiveResponse::Fenced
+        system.open("m", &other_owner, 2, "a").await,
+        StreamResponse::Fenced
     );
     assert_eq!(system.context().await.len(), 1);
     assert_eq!(system.context().await[0].1, "theirs");
@@ -183,11 +198,11 @@ async fn scenario_14_cancel_takes_effect_before_during_and_after_the_answer() {
 
     system.admit("during").await;
     system.attempt("during", &owner, 0).await;
-    system.live("during", &owner, 1, 0).await;
+    system.open("during", &owner, 1, "a").await;
     assert_eq!(cancel("during").await, CancelResult::Cancelling);
     assert_eq!(
-        system.live("during", &owner, 1, 1).await,
-        LiveResponse::Cancelled
+        system.renew("during", &owner, 1, 1).await,
+        StreamResponse::Cancelled
     );
     let response = system.keep("during", &owner, 1, "whole").await;
     assert_eq!(outcome_frame(response), frame("during", "stopped"));

@@ -1,5 +1,5 @@
-//! The calls `begin`, `live` and `keep` on a user's state: lease, live text and outcome of an
-//! answer. `docs/consistency.md` specifies the order of their checks.
+//! The calls `begin` and `keep` on a user's state: lease and outcome of an answer.
+//! `docs/consistency.md` specifies the order of their checks.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,10 +7,11 @@ use std::time::Duration;
 use super::UserState;
 use super::final_state::FinalState;
 use super::history::TurnContent;
+use super::stream::StreamParts;
 use crate::fanout::embedded::context::{StoreContext, millis};
 use crate::fanout::{
-    BeginRequest, BeginResponse, HistoryRequest, KeepRequest, KeepResponse, LEASE, LiveRequest,
-    LiveResponse, MessageRef, NewOutcome, Owner, Result, StoredOutcome, TurnAppend, TurnStatus,
+    BeginRequest, BeginResponse, DeliverRequest, HistoryRequest, KeepRequest, KeepResponse, LEASE,
+    MessageRef, NewOutcome, Owner, Result, StoredOutcome, Turn, TurnAppend,
 };
 use crate::protocol::ids::{ClientMessageId, ConversationId, MessageId};
 use crate::protocol::open_message::InFlightAnswer;
@@ -25,26 +26,32 @@ pub(super) struct AnswerInFlight {
     /// The worker that has or last had the lease.
     pub(super) owner: Owner,
     pub(super) attempt: u32,
-    /// Index that the next delta must have.
-    pub(super) next_index: u32,
-    /// The text so far.
-    pub(super) text: String,
+    /// The parts of the attempt's stream so far.
+    pub(super) stream: StreamParts,
     pub(super) lease_until_ms: i64,
     /// When the lease was last renewed. The answer expires `pending_ttl` after that.
     pub(super) lease_renewed_ms: i64,
     /// Whether the message has an outcome. The answer stays in flight until the outcome is
     /// delivered, so that clients that connect before the delivery still get a snapshot.
     pub(super) has_outcome: bool,
-    /// Answer and status of the turn that was stored with the outcome. If `deliver` has the same
-    /// answer and status, it does not write the turn again.
-    pub(super) stored_turn: Option<(String, TurnStatus)>,
+    /// The turn that was stored with the outcome, without its question.
+    pub(super) stored_turn: Option<Turn>,
     /// All owners that have begun the message; their number is the delivery count.
     pub(super) owners: Vec<Owner>,
 }
 
 impl AnswerInFlight {
-    fn is_owned_by(&self, owner: &Owner, attempt: u32) -> bool {
+    /// Whether this attempt of this owner is the current one.
+    pub(super) fn is_owned_by(&self, owner: &Owner, attempt: u32) -> bool {
         self.owner == *owner && self.attempt == attempt
+    }
+
+    /// Whether the turn that was stored with the outcome has the answer, the parts and the status
+    /// of this delivery, so that the turn does not have to be written again.
+    pub(super) fn has_stored_turn_of(&self, call: &DeliverRequest) -> bool {
+        self.stored_turn.as_ref().is_some_and(|turn| {
+            turn.answer == call.answer && turn.parts == call.parts && turn.status == call.status
+        })
     }
 }
 
@@ -73,8 +80,8 @@ impl UserState {
                 id: answer.client_id.clone(),
                 conversation: answer.conversation.clone(),
                 attempt: answer.attempt,
-                index: answer.next_index,
-                text: answer.text.clone(),
+                stream: answer.owner.stream(answer.attempt),
+                parts: answer.stream.as_slice().to_vec(),
             })
             .collect();
         answers.sort_by(|left, right| left.message_id.cmp(&right.message_id));
@@ -105,7 +112,7 @@ impl UserState {
         }
         let number = match self.in_flight(message, context) {
             Some(answer) if answer.owner == call.owner && answer.attempt > call.last_attempt => {
-                // This call is a repeat, so the attempt and the text that was appended since stay.
+                // This call is a repeat, so the attempt and the parts that were opened since stay.
                 let number = answer.attempt;
                 self.renew_lease(message, context);
                 return self.attempt_response(
@@ -128,13 +135,13 @@ impl UserState {
         };
         self.start_attempt(number, &call, context);
         if number > 1 {
-            self.publish_restarted(&call.message, number);
+            self.publish_restarted(&call.message, &call.owner, number);
         }
         self.attempt_response(number, &call.message, call.history.as_ref(), context)
     }
 
     /// Replaces the answer in flight with an answer with this attempt number, the caller as owner
-    /// and no text.
+    /// and no parts.
     fn start_attempt(&mut self, number: u32, call: &BeginRequest, context: &StoreContext<'_>) {
         let message = &call.message.message_id;
         let previous = self.in_flight.remove(message);
@@ -149,8 +156,7 @@ impl UserState {
                 conversation: call.message.conversation.clone(),
                 owner: call.owner.clone(),
                 attempt: number,
-                next_index: 0,
-                text: String::new(),
+                stream: StreamParts::default(),
                 lease_until_ms: 0,
                 lease_renewed_ms: context.now_ms,
                 has_outcome: false,
@@ -182,61 +188,11 @@ impl UserState {
         })
     }
 
-    fn renew_lease(&mut self, message: &MessageId, context: &StoreContext<'_>) {
+    pub(super) fn renew_lease(&mut self, message: &MessageId, context: &StoreContext<'_>) {
         if let Some(answer) = self.in_flight.get_mut(message) {
             answer.lease_renewed_ms = context.now_ms;
             answer.lease_until_ms = context.now_ms.saturating_add(millis(LEASE));
         }
-    }
-
-    pub(in crate::fanout::embedded) fn live(
-        &mut self,
-        call: &LiveRequest,
-        context: &StoreContext<'_>,
-    ) -> Result<LiveResponse> {
-        let message = &call.message.message_id;
-        let in_flight = self.in_flight(message, context).map(|answer| {
-            (
-                answer.has_outcome,
-                answer.next_index,
-                answer.is_owned_by(&call.owner, call.attempt),
-            )
-        });
-        // For an answer in flight, `has_outcome` shows whether an outcome is stored:
-        // `store_outcome` sets it, and `deliver` and `forget` remove the answer from `in_flight`.
-        // So the store has to be read only for an answer that is not in flight.
-        if let Some((true, ..)) = in_flight {
-            return Ok(LiveResponse::Fenced);
-        }
-        if in_flight.is_none() {
-            match self.final_state(message, context)? {
-                Some(FinalState::Tombstone(None)) => return Ok(LiveResponse::Cancelled),
-                Some(_) => return Ok(LiveResponse::Fenced),
-                None => {}
-            }
-        }
-        if self.is_cancelled(message, context) {
-            return Ok(LiveResponse::Cancelled);
-        }
-        let Some((_, next_index, is_owner)) = in_flight else {
-            return Ok(LiveResponse::DataLost);
-        };
-        if !is_owner {
-            return Ok(LiveResponse::Fenced);
-        }
-        self.renew_lease(message, context);
-        let Some((index, content)) = &call.delta else {
-            return Ok(LiveResponse::Written);
-        };
-        if *index != next_index {
-            return Ok(LiveResponse::OutOfOrder(next_index));
-        }
-        if let Some(answer) = self.in_flight.get_mut(message) {
-            answer.text.push_str(content);
-            answer.next_index += 1;
-        }
-        self.publish_delta(&call.message, call.attempt, *index, content);
-        Ok(LiveResponse::Written)
     }
 
     pub(in crate::fanout::embedded) fn keep(
@@ -314,13 +270,17 @@ impl UserState {
         let content = TurnContent {
             question: turn.question.as_deref(),
             answer: &turn.answer,
+            parts: turn.parts.as_ref(),
             status: turn.status,
         };
         let appended = self.put_turn(&mut batch, conversation, message_id, &content, context)?;
         context.store.commit(batch)?;
         if let Some(answer) = self.in_flight.get_mut(message_id) {
             answer.has_outcome = true;
-            answer.stored_turn = Some((turn.answer, turn.status));
+            answer.stored_turn = Some(Turn {
+                question: None,
+                ..turn
+            });
         }
         let outcome = StoredOutcome {
             frame,

@@ -143,16 +143,13 @@ impl UserState {
             return Ok(());
         };
         let is_turn_stored = self.in_flight.get(message).is_some_and(|answer| {
-            answer.conversation == *conversation
-                && answer
-                    .stored_turn
-                    .as_ref()
-                    .is_some_and(|(text, status)| *text == call.answer && *status == call.status)
+            answer.conversation == *conversation && answer.has_stored_turn_of(call)
         });
         if !is_turn_stored {
             let content = TurnContent {
                 question: None,
                 answer: &call.answer,
+                parts: call.parts.as_ref(),
                 status: call.status,
             };
             self.put_turn(batch, conversation, message, &content, context)?;

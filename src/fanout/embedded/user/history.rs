@@ -1,6 +1,7 @@
 //! Writes the turns of conversations and reads the model's context. The turns of a conversation are
 //! stored by a sequence number, in the order in which they were appended, with an index by message.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::UserState;
@@ -41,23 +42,44 @@ pub(super) struct TurnContent<'a> {
     pub(super) question: Option<&'a str>,
     /// The answer's text.
     pub(super) answer: &'a str,
+    /// JSON array of the answer's parts; `None` if the answer is one part of text.
+    pub(super) parts: Option<&'a Arc<str>>,
     pub(super) status: TurnStatus,
 }
 
+/// Bit in the flags of a stored turn: the turn has a question.
+const HAS_QUESTION: u8 = 1;
+
+/// Bit in the flags of a stored turn: the answer's parts stand between question and answer. Stores
+/// of layout 1 have no such turns.
+const HAS_PARTS: u8 = 2;
+
 fn encode_turn(turn: &Turn) -> Vec<u8> {
     let question = turn.question.as_deref().unwrap_or_default();
+    let parts = turn.parts.as_deref();
     let status = match turn.status {
         TurnStatus::Answered => 0,
         TurnStatus::Cancelled => 1,
         TurnStatus::Failed => 2,
     };
-    Writer::with_capacity(question.len() + turn.answer.len() + 64)
+    let mut flags = 0;
+    if turn.question.is_some() {
+        flags |= HAS_QUESTION;
+    }
+    if parts.is_some() {
+        flags |= HAS_PARTS;
+    }
+    let bytes = question.len() + parts.map_or(0, str::len) + turn.answer.len();
+    let mut writer = Writer::with_capacity(bytes + 64)
         .number(turn.at_ms)
         .text(turn.message_id.as_str())
         .byte(status)
-        .byte(u8::from(turn.question.is_some()))
-        .text(question)
-        .finish_with(&turn.answer)
+        .byte(flags)
+        .text(question);
+    if let Some(parts) = parts {
+        writer = writer.text(parts);
+    }
+    writer.finish_with(&turn.answer)
 }
 
 pub(super) fn decode_turn(value: &[u8]) -> Result<Turn> {
@@ -70,12 +92,22 @@ pub(super) fn decode_turn(value: &[u8]) -> Result<Turn> {
         2 => TurnStatus::Failed,
         _ => return Err(damaged_entry_error()),
     };
-    let has_question = reader.byte()? != 0;
-    let question = reader.text()?.to_owned();
+    let flags = reader.byte()?;
+    if flags & !(HAS_QUESTION | HAS_PARTS) != 0 {
+        return Err(damaged_entry_error());
+    }
+    let question = reader.text()?;
+    let question = (flags & HAS_QUESTION != 0).then(|| question.to_owned());
+    let parts = if flags & HAS_PARTS == 0 {
+        None
+    } else {
+        Some(reader.text()?.into())
+    };
     Ok(Turn {
         message_id,
-        question: has_question.then_some(question),
+        question,
         answer: reader.remainder()?.to_owned(),
+        parts,
         status,
         at_ms,
     })
@@ -172,9 +204,9 @@ impl UserState {
         Ok(HistoryResponse::Turns(version, turns))
     }
 
-    /// Writes the turn of a message. If the message has a turn, replaces its answer and status and
-    /// keeps its question; otherwise appends the turn. Returns the append, if it is the only change
-    /// to the history.
+    /// Writes the turn of a message. If the message has a turn, replaces its answer, parts and
+    /// status and keeps its question; otherwise appends the turn. Returns the append, if it is the
+    /// only change to the history.
     pub(super) fn put_turn(
         &mut self,
         batch: &mut Batch,
@@ -187,6 +219,7 @@ impl UserState {
             message_id: message.clone(),
             question: content.question.map(str::to_owned),
             answer: content.answer.to_owned(),
+            parts: content.parts.cloned(),
             status: content.status,
             at_ms: context.now_ms,
         };
@@ -302,5 +335,58 @@ impl UserState {
             context.store.commit(batch)?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn turn(question: Option<&str>, parts: Option<&str>) -> Turn {
+        Turn {
+            message_id: MessageId::parse("m").unwrap(),
+            question: question.map(str::to_owned),
+            answer: "answer".into(),
+            parts: parts.map(Into::into),
+            status: TurnStatus::Cancelled,
+            at_ms: 7,
+        }
+    }
+
+    #[test]
+    fn turn_is_decoded_as_it_was_encoded() {
+        for question in [None, Some(""), Some("hi?")] {
+            for parts in [None, Some("[]"), Some(r#"[{"kind":"text","length":6}]"#)] {
+                let turn = turn(question, parts);
+                assert_eq!(decode_turn(&encode_turn(&turn)).unwrap(), turn);
+            }
+        }
+    }
+
+    #[test]
+    fn turn_without_parts_is_encoded_as_in_layout_1() {
+        for (question, has_question) in [(None, 0), (Some("hi?"), 1)] {
+            let expected = Writer::with_capacity(64)
+                .number(7)
+                .text("m")
+                .byte(1)
+                .byte(has_question)
+                .text(question.unwrap_or_default())
+                .finish_with("answer");
+            assert_eq!(encode_turn(&turn(question, None)), expected);
+            assert_eq!(decode_turn(&expected).unwrap(), turn(question, None));
+        }
+    }
+
+    #[test]
+    fn turn_with_unknown_flags_is_refused() {
+        let value = Writer::with_capacity(64)
+            .number(7)
+            .text("m")
+            .byte(0)
+            .byte(4)
+            .text("")
+            .finish_with("answer");
+        assert!(decode_turn(&value).is_err());
     }
 }

@@ -30,6 +30,7 @@ mod mailbox;
 mod pending;
 mod publication;
 mod read;
+mod stream;
 
 use answer::AnswerInFlight;
 pub(super) use expiry::needs_expiry;
@@ -56,7 +57,7 @@ pub(super) struct UserState {
     n_id: String,
     pub(super) subscriptions: Subscriptions,
     /// Answers in flight, by message. They exist only in memory: after a restart their workers get
-    /// `DataLost` and send the text again.
+    /// `DataLost` and open all parts again.
     in_flight: HashMap<MessageId, AnswerInFlight>,
     /// Whether the fields below were loaded and have the same content as the store.
     is_loaded: bool,

@@ -1,36 +1,39 @@
-//! Publishes frames to a user's subscriptions, with sequence numbers.
+//! Publishes frames to a user's subscriptions. Every frame but the later pieces of a part has a
+//! sequence number.
 
 use bytes::Bytes;
 use serde::Serialize;
 
 use super::UserState;
-use crate::fanout::{Channel, MessageRef};
-use crate::protocol::ids::{ClientMessageId, ConversationId, MessageId, UserId};
+use crate::fanout::{Channel, MessageRef, Owner, Piece};
+use crate::protocol::ids::{ClientMessageId, ConversationId, MessageId, StreamId, UserId};
+use crate::protocol::v1::{DeltaTarget, PartOpening, delta_frame};
 
-/// A `delta` or `restarted` frame, which the fan-out builds itself.
+/// The frame `restarted` without its sequence number.
 #[derive(Serialize)]
-struct LiveFrame<'a> {
-    #[serde(rename = "type")]
-    kind: &'static str,
+struct RestartedFrame<'a> {
+    r#type: &'static str,
     userid: &'a UserId,
     message_id: &'a MessageId,
     #[serde(skip_serializing_if = "Option::is_none")]
     id: Option<&'a ClientMessageId>,
     conversation_id: &'a ConversationId,
+    stream: &'a StreamId,
     attempt: u32,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    index: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    content: Option<&'a str>,
-    n: u64,
-    n_id: &'a str,
 }
 
-impl LiveFrame<'_> {
-    fn to_json(&self) -> Bytes {
-        // Serialization can't fail: it fails only for maps whose keys are not strings, and a frame
-        // contains no map.
-        serde_json::to_vec(self).unwrap_or_default().into()
+/// The target of a `delta` about this message.
+fn delta_target<'a>(
+    message: &'a MessageRef,
+    stream: &'a StreamId,
+    attempt: u32,
+) -> DeltaTarget<'a> {
+    DeltaTarget {
+        message_id: &message.message_id,
+        id: message.id.as_ref(),
+        conversation: &message.conversation,
+        stream,
+        attempt,
     }
 }
 
@@ -63,45 +66,51 @@ impl UserState {
         });
     }
 
-    /// Publishes the `delta` frame with a piece of an answer's text.
+    /// Publishes the first piece of a part as its opening.
+    pub(super) fn publish_opening(
+        &mut self,
+        message: &MessageRef,
+        owner: &Owner,
+        attempt: u32,
+        opening: PartOpening<'_>,
+        piece: &Piece,
+    ) {
+        let stream = owner.stream(attempt);
+        let target = delta_target(message, &stream, attempt);
+        let frame = delta_frame(target, piece.range, Some(opening), &piece.text);
+        self.publish(Channel::Live, &frame);
+    }
+
+    /// Publishes a later piece of a part, exactly as clients receive it. It has no sequence number:
+    /// receivers notice a lost piece by the offset of the next one.
     pub(super) fn publish_delta(
         &mut self,
         message: &MessageRef,
+        owner: &Owner,
         attempt: u32,
-        index: u32,
-        content: &str,
+        piece: &Piece,
     ) {
-        self.publish_live("delta", message, attempt, Some((index, content)));
+        self.subscriptions.publish(&self.user, Channel::Live, || {
+            let stream = owner.stream(attempt);
+            let target = delta_target(message, &stream, attempt);
+            delta_frame(target, piece.range, None, &piece.text).into()
+        });
     }
 
-    /// Publishes the `restarted` frame, which says that an answer's text starts over.
-    pub(super) fn publish_restarted(&mut self, message: &MessageRef, attempt: u32) {
-        self.publish_live("restarted", message, attempt, None);
-    }
-
-    /// Publishes a frame of this `kind` on the live channel. `delta` is the index and the text of a
-    /// `delta` frame.
-    fn publish_live(
-        &mut self,
-        kind: &'static str,
-        message: &MessageRef,
-        attempt: u32,
-        delta: Option<(u32, &str)>,
-    ) {
-        self.n += 1;
-        let frame = LiveFrame {
-            kind,
+    /// Publishes the `restarted` frame, which says that an answer starts over in a new stream.
+    pub(super) fn publish_restarted(&mut self, message: &MessageRef, owner: &Owner, attempt: u32) {
+        let frame = RestartedFrame {
+            r#type: "restarted",
             userid: &self.user,
             message_id: &message.message_id,
             id: message.id.as_ref(),
             conversation_id: &message.conversation,
+            stream: &owner.stream(attempt),
             attempt,
-            index: delta.map(|(index, _)| index),
-            content: delta.map(|(_, content)| content),
-            n: self.n,
-            n_id: &self.n_id,
         };
-        self.subscriptions
-            .publish(&self.user, Channel::Live, || frame.to_json());
+        // Serialization can't fail: it fails only for maps whose keys are not strings, and the
+        // frame contains no map.
+        let frame = serde_json::to_string(&frame).unwrap_or_default();
+        self.publish(Channel::Live, &frame);
     }
 }

@@ -1,7 +1,7 @@
 -- `begin`. ARGV: id for a new counter, message, id that the client chose, conversation, owner,
 -- number of the owner's last attempt, `restarted` frame, grace period for expired leases (ms),
 -- maximum number of turns (0: no history), maximum age of the newest turn (ms), version of the
--- history that the caller has cached, the cancelled outcome (5 arguments) if an earlier run
+-- history that the caller has cached, the cancelled outcome (6 arguments) if an earlier run
 -- returned `cancelled`
 local message, conversation, owner, last_attempt = ARGV[2], ARGV[4], ARGV[5], tonumber(ARGV[6])
 -- Maximum time (ms) past its expiry for which a lease may stay valid after an outage.
@@ -22,8 +22,9 @@ if is_forgotten or is_cancelled(message) then
 end
 
 local key = answer_key(message)
-local answer = redis.call('HMGET', key, 'owner', 'until', 'attempt')
+local answer = redis.call('HMGET', key, 'owner', 'until', 'attempt', 'stream')
 local current_owner, lease_until, attempt = answer[1], answer[2], tonumber(answer[3] or '0')
+local earlier_stream = answer[4]
 
 -- Counts this owner among the owners that have begun the existing answer, unless it is counted
 -- already. Returns the number of these owners.
@@ -62,27 +63,32 @@ local function attempt_response(number, delivery_count)
 end
 
 if current_owner == owner and attempt > last_attempt then
-  -- This call is a repeat, so the attempt and the text that was appended since stay.
+  -- This call is a repeat, so the attempt and the parts that were opened since stay.
   redis.call('HSET', key, 'until', int(now + LEASE))
-  renew_answer(message)
+  renew_answer(message, earlier_stream)
   return attempt_response(attempt, int(count_delivery()))
 end
 
 attempt = math.max(attempt, last_attempt) + 1
+-- Owner and attempt make a stream that no earlier attempt has had.
+local stream = owner .. '.' .. int(attempt)
 local delivery_count = '1'
 if answer[3] then
-  redis.call('DEL', text_key(message))
+  if earlier_stream then
+    redis.call('DEL', stream_key(message, earlier_stream))
+  end
   delivery_count = int(count_delivery())
-  redis.call('HSET', key, 'owner', owner, 'until', int(now + LEASE), 'attempt', int(attempt),
-    'next', '0')
 else
   redis.call('HSET', key, 'id', ARGV[3], 'conversation', conversation, 'by:' .. owner, '1',
-    'taking', '1', 'owner', owner, 'until', int(now + LEASE), 'attempt', int(attempt), 'next', '0')
+    'taking', '1')
 end
+redis.call('HSET', key, 'owner', owner, 'until', int(now + LEASE), 'attempt', int(attempt),
+  'stream', stream, 'parts', '0')
 redis.call('SADD', ANSWERS_KEY, message)
 renew_expiry(key, PENDING_TTL)
 renew_expiry(ANSWERS_KEY, PENDING_TTL)
 if attempt > 1 then
-  publish(LIVE_CHANNEL, ARGV[7], ARGV[1], ',"attempt":' .. int(attempt))
+  publish(LIVE_CHANNEL, ARGV[7], ARGV[1],
+    ',"stream":"' .. stream .. '","attempt":' .. int(attempt))
 end
 return attempt_response(attempt, delivery_count)

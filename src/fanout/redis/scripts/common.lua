@@ -1,7 +1,8 @@
 -- Shared by all scripts about one user. KEYS[1] is the user's hash tag, `{user:alice}`. The keys
 -- and the live and cancel channels begin with the tag, so they are in one slot; the terminal
--- channel hashes to the same slot. Constants that are not defined here (times in milliseconds
--- unless their name says otherwise) are prepended to this file when the scripts are built.
+-- channel hashes to the same slot. No key has the name of KEYS[1] or KEYS[2]: see scripts.rs.
+-- Constants that are not defined here (times in milliseconds unless their name says otherwise) are
+-- prepended to this file when the scripts are built.
 --
 -- Names of the keys after PREFIX:
 --   n                 sequence counter (publish.lua)
@@ -9,10 +10,11 @@
 --   c:MESSAGE         cancel mark
 --   o:MESSAGE         outcome: frame (f), position of the delivered record (p), 1 for a tombstone
 --                     (x)
---   a:MESSAGE         answer in flight: owner, end of the lease (until), attempt, index of the next
---                     delta (next), id that the client chose (id), conversation, delivery count
---                     (taking), and by:OWNER for each owner that has begun the message
---   t:MESSAGE         text of the answer in flight
+--   a:MESSAGE         answer in flight: owner, end of the lease (until), attempt, its stream,
+--                     number of open parts (parts), id that the client chose (id), conversation,
+--                     delivery count (taking), and by:OWNER for each owner that has begun the
+--                     message
+--   s:MESSAGE:STREAM  pieces of a stream (stream.lua)
 --   as                set of the messages with an answer in flight
 --   m, mz, mf         mailbox (mailbox.lua)
 --   h:, ho:, hl, hx   history (history.lua)
@@ -40,10 +42,6 @@ end
 
 local function answer_key(message)
   return PREFIX .. 'a:' .. message
-end
-
-local function text_key(message)
-  return PREFIX .. 't:' .. message
 end
 
 -- Interval in which the expiry of a key is renewed at most once: a 32nd of its time to live. A key

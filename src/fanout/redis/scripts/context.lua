@@ -1,6 +1,6 @@
 -- Returns the newest turns that have not failed, at most `limit`, newest first, as a flat list of
--- message, turn and time. Returns an empty list if the newest of these turns is older than
--- `max_newest_turn_age` (ms).
+-- message, turn and time. The turns have no parts, because no prompt contains them. Returns an
+-- empty list if the newest of these turns is older than `max_newest_turn_age` (ms).
 local function context(conversation, limit, max_newest_turn_age)
   local turns_key, order_key = PREFIX .. 'h:' .. conversation, PREFIX .. 'ho:' .. conversation
   local unexpired = '(' .. int(now_us - HISTORY_TTL * 1000)
@@ -18,7 +18,7 @@ local function context(conversation, limit, max_newest_turn_age)
         end
         count = count + 1
         found[3 * count - 2], found[3 * count - 1], found[3 * count] =
-          page[2 * i - 1], turn, page[2 * i]
+          page[2 * i - 1], without_parts(turn), page[2 * i]
       end
     end
     start = start + limit

@@ -1,7 +1,7 @@
 -- `deliver`. ARGV: id for a new counter, id for a new mailbox, message, conversation (or empty),
 -- epoch and offset of the record, epoch and offset at or above which the mailbox is known to end
 -- (or empty), 1 in a rewind, frame, answer, status, time at which the log received the record in ms
--- (or empty)
+-- (or empty), parts of the answer (or empty)
 local message, conversation, epoch, offset = ARGV[3], ARGV[4], ARGV[5], tonumber(ARGV[6])
 local is_rewind, new_frame = ARGV[9] == '1', ARGV[10]
 local mailbox = redis.call('HMGET', MAILBOX_KEY, 'id', 'ep', 'en', 'bytes', 'at', 'v', 'was', 'fr')
@@ -57,8 +57,7 @@ if position and position ~= new_position then
   return { 'already' }
 end
 
-redis.call('DEL', answer_key(message), text_key(message))
-redis.call('SREM', ANSWERS_KEY, message)
+remove_answer(message)
 local channel = is_rewind and LIVE_CHANNEL or TERMINAL_CHANNEL
 local key = outcome_key(message)
 if is_forgotten then
@@ -78,7 +77,7 @@ if conversation ~= '' and not is_turn_stored then
   -- order.
   local logged = tonumber(ARGV[13])
   local logged_us = logged and logged * 1000 + offset % 1000
-  put_turn(conversation, message, false, ARGV[11], ARGV[12], logged_us)
+  put_turn(conversation, message, false, ARGV[11], ARGV[12], ARGV[14], logged_us)
 end
 
 local size = #new_frame

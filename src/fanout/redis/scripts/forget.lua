@@ -37,8 +37,7 @@ for _, message in ipairs(redis.call('SMEMBERS', ANSWERS_KEY)) do
     notify_worker(message)
     forget(message)
     remove_pending(message)
-    redis.call('DEL', answer_key(message), text_key(message))
-    redis.call('SREM', ANSWERS_KEY, message)
+    remove_answer(message)
   end
 end
 

@@ -12,21 +12,23 @@
 -- least as long as its outcomes.
 local CONVERSATION_TTL = math.max(HISTORY_TTL, DEDUP_TTL)
 
--- Encodes a turn as one value (turn.lua). `question` is false for a turn without a question.
-local function encode_turn(question, answer, status)
-  if question then
-    return status .. #question .. ':' .. question .. answer
+-- Encodes a turn as one value (turn.lua). `question` is false for a turn without a question, and
+-- `parts` is empty for a turn without parts.
+local function encode_turn(question, answer, status, parts)
+  local head = status .. (question and #question or '-')
+  if parts ~= '' then
+    head = head .. ',' .. #answer
   end
-  return status .. '-:' .. answer
+  return head .. ':' .. (question or '') .. answer .. parts
 end
 
--- Writes the turn of a message. If the message has a turn, replaces its answer and status and keeps
--- its question; otherwise appends the turn as the newest turn. If it appends the turn and changes no
--- other turn that a worker may have cached, returns the version before the append and the time of
--- the turn; otherwise nothing.
+-- Writes the turn of a message. If the message has a turn, replaces its answer, status and parts
+-- and keeps its question; otherwise appends the turn as the newest turn. If it appends the turn and
+-- changes no other turn that a worker may have cached, returns the version before the append and
+-- the time of the turn; otherwise nothing.
 -- With `logged_us` (microseconds by the log's clock, from a relay), a turn that the server may have
 -- lost is inserted at this time, before turns that were stored later.
-local function put_turn(conversation, message, question, answer, status, logged_us)
+local function put_turn(conversation, message, question, answer, status, parts, logged_us)
   local turns_key, order_key = PREFIX .. 'h:' .. conversation, PREFIX .. 'ho:' .. conversation
   local at = math.min(logged_us or now_us, now_us)
   local last = redis.call('ZREVRANGE', order_key, 0, 0, 'WITHSCORES')
@@ -47,18 +49,18 @@ local function put_turn(conversation, message, question, answer, status, logged_
     -- (turn.lua).
     redis.call('ZINCRBY', order_key, 1, last_message)
     local existing = redis.call('HGET', turns_key, message) or ''
-    local length, from = string.match(existing, '^%a(%d+):()')
+    local length, from = string.match(existing, '^%a(%d+),?%d*:()')
     if length then
       question = string.sub(existing, from, from + length - 1)
     end
-    redis.call('HSET', turns_key, message, encode_turn(question, answer, status))
+    redis.call('HSET', turns_key, message, encode_turn(question, answer, status, parts))
     return
   end
   if is_inserted then
     -- The newest turn stays the newest, so its time is advanced to change the history's version.
     redis.call('ZINCRBY', order_key, 1, last_message)
   end
-  redis.call('HSET', turns_key, message, encode_turn(question, answer, status))
+  redis.call('HSET', turns_key, message, encode_turn(question, answer, status, parts))
   redis.call('ZADD', PREFIX .. 'hl', int(now), conversation)
 
   -- Expired turns are removed only when the expiry is renewed, because readers skip them anyway.
@@ -90,12 +92,12 @@ local function put_turn(conversation, message, question, answer, status, logged_
   end
 end
 
--- Stores the outcome whose five arguments begin at ARGV[i]: frame, 1 if the turn has a question,
--- question, answer, status. Returns the same as `put_turn`.
+-- Stores the outcome whose six arguments begin at ARGV[i]: frame, 1 if the turn has a question,
+-- question, answer, status, parts (or empty). Returns the same as `put_turn`.
 local function store_outcome(conversation, message, i)
   local key = outcome_key(message)
   redis.call('HSET', key, 'f', ARGV[i])
   redis.call('PEXPIRE', key, int(DEDUP_TTL))
   local question = ARGV[i + 1] == '1' and ARGV[i + 2]
-  return put_turn(conversation, message, question, ARGV[i + 3], ARGV[i + 4])
+  return put_turn(conversation, message, question, ARGV[i + 3], ARGV[i + 4], ARGV[i + 5])
 end

@@ -1,8 +1,8 @@
--- `keep`. ARGV: message, conversation, owner, attempt, outcome (5 arguments), number of model
--- tokens, the cancelled outcome (5 arguments) if an earlier run returned `cancelled`
+-- `keep`. ARGV: message, conversation, owner, attempt, outcome (6 arguments), number of model
+-- tokens, the cancelled outcome (6 arguments) if an earlier run returned `cancelled`
 
 -- Index in ARGV of the first argument of each outcome.
-local OUTCOME, CANCELLED_OUTCOME = 5, 11
+local OUTCOME, CANCELLED_OUTCOME = 5, 12
 local message, conversation, owner, attempt = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local frame, position, is_forgotten = outcome(message)
 if is_forgotten then
@@ -28,7 +28,7 @@ end
 -- The answer in flight is not removed before its outcome is delivered, so that a client that
 -- connects until then still gets a snapshot.
 local version_before, at = store_outcome(conversation, message, first)
-count_tokens(ARGV[10])
+count_tokens(ARGV[11])
 if first == OUTCOME then
   return { 'kept', version_before, at }
 end

@@ -60,10 +60,11 @@ end
 
 local answers = {}
 for _, message in ipairs(redis.call('SMEMBERS', ANSWERS_KEY)) do
-  local answer = redis.call('HMGET', answer_key(message), 'attempt', 'next', 'id', 'conversation')
-  if answer[1] then
-    local text = redis.call('GET', text_key(message)) or ''
-    answers[#answers + 1] = { message, answer[3], answer[4], answer[1], answer[2], text }
+  local answer = redis.call('HMGET', answer_key(message), 'attempt', 'stream', 'id', 'conversation')
+  if answer[2] then
+    -- The caller joins the pieces, which would take most of this script's time.
+    local pieces = redis.call('LRANGE', stream_key(message, answer[2]), 0, -1)
+    answers[#answers + 1] = { message, answer[3], answer[4], answer[1], answer[2], pieces }
   else
     redis.call('SREM', ANSWERS_KEY, message)
   end

@@ -1,5 +1,7 @@
 -- Reads the turns of a conversation. Shared by `begin`, `context` and `history`. A turn is one
--- value: status, length of the question in bytes (`-` for none), `:`, question, answer.
+-- value: status, length of the question in bytes (`-` for none), `:`, question, answer. A turn with
+-- parts also has `,` and the length of the answer in bytes before the colon, and ends with the
+-- parts, a JSON array.
 
 -- The first byte of a failed turn.
 local FAILED = string.byte('f')
@@ -19,6 +21,16 @@ local function load_turns(turns_key, page)
     end
   end
   return turns
+end
+
+-- Returns a turn without its parts.
+local function without_parts(turn)
+  local head, question_length, answer_length, from = string.match(turn, '^(%a([%d-]+)),(%d+):()')
+  if not head then
+    return turn
+  end
+  local length = (tonumber(question_length) or 0) + tonumber(answer_length)
+  return head .. ':' .. string.sub(turn, from, from + length - 1)
 end
 
 -- Returns the version of a conversation's history: the message of the newest turn and the time of

@@ -12,7 +12,9 @@ use tokio::time::{Instant, timeout};
 use tokio_tungstenite::tungstenite::Error as WsError;
 use tokio_tungstenite::tungstenite::protocol::Message;
 
-use super::{MESSAGES, SeededRandom, history, user};
+use super::{
+    GeneratedAnswers, MESSAGES, REPAIR_TIME, SeededRandom, history, part_kind, piece, user,
+};
 use crate::fanout::embedded::EmbeddedFanout;
 use crate::gateway::client::Client;
 use crate::gateway::context::Gateway;
@@ -21,13 +23,12 @@ use crate::gateway::v1::state::V1State;
 use crate::protocol::close::CloseReason;
 use crate::protocol::position::Position;
 
-/// The text so far of an answer in flight, as the client has received it.
-#[derive(Debug, Default)]
+/// The parts so far of an answer in flight, as the client has received them.
+#[derive(Debug)]
 struct PartialAnswer {
-    attempt: u64,
-    text: String,
-    /// Number of deltas in the text.
-    deltas: u64,
+    stream: String,
+    /// The kind and the text of each part.
+    parts: Vec<(String, String)>,
 }
 
 /// An answer that is complete for the client.
@@ -44,10 +45,11 @@ pub(super) struct TestClient {
     position: Option<Position>,
     /// The complete answers by message id.
     pub(super) answers: HashMap<String, CompleteAnswer>,
-    /// The answers in flight by message id.
+    /// The answers in flight by message id, as this connection has sent them.
     partial_answers: HashMap<String, PartialAnswer>,
-    /// Whether the current connection has received `welcome`.
-    is_welcomed: bool,
+    /// When the current connection has received its last `welcome`; `None` before the first one.
+    welcomed_at: Option<Instant>,
+    generated: GeneratedAnswers,
 }
 
 impl TestClient {
@@ -56,51 +58,32 @@ impl TestClient {
     fn apply(&mut self, frame: &Value) -> Result<bool, String> {
         let text = |name: &str| frame[name].as_str().unwrap_or_default().to_owned();
         let (id, kind) = (text("message_id"), text("type"));
-        if !self.is_welcomed && kind != "welcome" {
+        if self.welcomed_at.is_none() && kind != "welcome" {
             return Err(format!("{kind} before welcome"));
         }
         match kind.as_str() {
             "welcome" => {
-                self.is_welcomed = true;
+                self.welcomed_at = Some(Instant::now());
+                // Every welcome is followed by snapshots of all answers in flight.
+                self.partial_answers.clear();
                 self.position = text("position").parse().ok();
                 return Ok(frame["recovered"] == false);
             }
             "accepted" => {}
             "restarted" => {
-                self.partial_answers.remove(&id);
+                self.replace_answer(&id, text("stream"), Vec::new())?;
             }
             "snapshot" => {
-                let index = frame["index"].as_u64().unwrap();
-                let attempt = frame["attempt"].as_u64().unwrap();
-                let content = text("content");
-                if content.matches('[').count() as u64 != index {
-                    return Err(format!("a snapshot of {index} deltas: {content}"));
-                }
-                let snapshot = PartialAnswer {
-                    attempt,
-                    text: content,
-                    deltas: index,
-                };
-                self.partial_answers.insert(id.clone(), snapshot);
-                self.check_single_attempt(&id)?;
+                let parts = frame["parts"]
+                    .as_array()
+                    .ok_or("a snapshot without parts")?;
+                let field = |part: &Value, name| part[name].as_str().unwrap_or_default().to_owned();
+                let parts = parts
+                    .iter()
+                    .map(|part| (field(part, "kind"), field(part, "content")));
+                self.replace_answer(&id, text("stream"), parts.collect())?;
             }
-            "delta" => {
-                let (index, attempt) = (frame["index"].as_u64(), frame["attempt"].as_u64());
-                let (index, attempt) = (index.unwrap(), attempt.unwrap());
-                let partial = self.partial_answers.entry(id.clone()).or_default();
-                if index == 0 {
-                    *partial = PartialAnswer {
-                        attempt,
-                        ..PartialAnswer::default()
-                    };
-                }
-                if partial.attempt != attempt || partial.deltas != index {
-                    return Err(format!("{id}: delta {attempt}.{index} after {partial:?}"));
-                }
-                partial.text.push_str(&text("content"));
-                partial.deltas += 1;
-                self.check_single_attempt(&id)?;
-            }
+            "delta" => self.apply_delta(&id, frame)?,
             "response" => {
                 let position: Position = text("position").parse().map_err(|_| "no position")?;
                 if let Some(last) = &self.position
@@ -121,6 +104,8 @@ impl TestClient {
                 if earlier.is_some_and(|answer| answer.is_received) {
                     return Err(format!("{id} ended twice"));
                 }
+                self.check_complete(&id)?;
+                self.partial_answers.remove(&id);
                 self.position = Some(position);
             }
             other => return Err(format!("an unknown frame {other}")),
@@ -128,25 +113,113 @@ impl TestClient {
         Ok(false)
     }
 
-    /// Checks that the text so far of message `id` consists of the deltas of one attempt, in their
-    /// order.
-    fn check_single_attempt(&self, id: &str) -> Result<(), String> {
-        let PartialAnswer {
-            attempt,
-            text,
-            deltas,
-        } = &self.partial_answers[id];
-        let number = &id[1..];
-        let expected: Vec<_> = (0..*deltas)
-            .map(|index| format!("[{number}.{attempt}.{index}]"))
-            .collect();
-        let expected = expected.concat();
-        if *text == expected {
-            Ok(())
-        } else {
-            Err(format!("{id} reads {text}, not {expected}"))
+    /// Makes `stream` with these parts the current stream of message `id`.
+    fn replace_answer(
+        &mut self,
+        id: &str,
+        stream: String,
+        parts: Vec<(String, String)>,
+    ) -> Result<(), String> {
+        self.check_in_flight(id)?;
+        let answer = PartialAnswer { stream, parts };
+        self.partial_answers.insert(id.to_owned(), answer);
+        self.check_text(id)
+    }
+
+    /// Applies a `delta` by the rules of a receiver. Any delta that a receiver would ignore, or of
+    /// which it would append only a part, is a violation: the gateway sends none.
+    fn apply_delta(&mut self, id: &str, frame: &Value) -> Result<(), String> {
+        let text = |name: &str| frame[name].as_str().unwrap_or_default().to_owned();
+        let number = |name: &str| frame[name].as_u64().map(|number| number as usize);
+        let (stream, content) = (text("stream"), text("content"));
+        let part = number("part").ok_or("a delta without part")?;
+        let (offset, end) = (number("offset"), number("end"));
+        if end != offset.map(|offset| offset + utf16_length(&content)) {
+            return Err(format!("{id}: a piece with other lengths: {frame}"));
+        }
+        let is_opening = !frame["kind"].is_null();
+        if is_opening {
+            if self
+                .partial_answers
+                .get(id)
+                .is_none_or(|a| a.stream != stream)
+                && part == 0
+            {
+                self.replace_answer(id, stream.clone(), Vec::new())?;
+            }
+            if let Some(answer) = self.partial_answers.get_mut(id) {
+                let previous = answer.parts.last().map(|(_, text)| utf16_length(text));
+                if answer.parts.len() != part || previous != number("previous_end") {
+                    return Err(format!("{id}: opening {frame} after {answer:?}"));
+                }
+                answer.parts.push((text("kind"), String::new()));
+            }
+        }
+        self.check_in_flight(id)?;
+        let answer = self.partial_answers.get_mut(id);
+        let answer = answer.filter(|answer| answer.stream == stream);
+        let Some(answer) = answer else {
+            return Err(format!("{id}: {frame} is not of the current stream"));
+        };
+        let known_parts = answer.parts.len();
+        let Some((_, received)) = answer.parts.get_mut(part) else {
+            return Err(format!("{id}: {frame} after {known_parts} parts"));
+        };
+        if offset != Some(utf16_length(received)) {
+            return Err(format!("{id}: {frame} after {received}"));
+        }
+        received.push_str(&content);
+        self.check_text(id)
+    }
+
+    /// Checks that message `id` has not ended for the client.
+    fn check_in_flight(&self, id: &str) -> Result<(), String> {
+        match self.answers.get(id) {
+            Some(answer) if answer.is_received => Err(format!("{id} goes on after its end")),
+            _ => Ok(()),
         }
     }
+
+    /// Checks, at the end of message `id`, that the connection was sent all parts before, unless
+    /// there was too little time to find what was lost.
+    fn check_complete(&self, id: &str) -> Result<(), String> {
+        let generated = self.generated.0.lock().unwrap();
+        let (Some(generated), Some(answer)) = (generated.get(id), self.partial_answers.get(id))
+        else {
+            return Ok(());
+        };
+        let known_since = self.welcomed_at.max(Some(generated.generated_at));
+        let had_time = known_since.is_some_and(|since| since.elapsed() >= REPAIR_TIME);
+        let lengths = answer.parts.iter().map(|(_, text)| utf16_length(text));
+        let expected = generated.lengths.iter().map(|length| *length as usize);
+        if had_time && !lengths.eq(expected) {
+            return Err(format!("{id} ended, and its text is missing: {answer:?}"));
+        }
+        Ok(())
+    }
+
+    /// Checks that each part of message `id` consists of the part's pieces in its stream, in their
+    /// order, and that only the last part can still grow.
+    fn check_text(&self, id: &str) -> Result<(), String> {
+        let PartialAnswer { stream, parts } = &self.partial_answers[id];
+        for (part, (kind, text)) in parts.iter().enumerate() {
+            let mut expected = String::new();
+            for index in 0.. {
+                if expected.len() >= text.len() {
+                    break;
+                }
+                expected.push_str(&piece(stream, part, index));
+            }
+            if *text != expected || kind != part_kind(stream, part).as_str() {
+                return Err(format!("{id}, part {part} of {stream} reads {kind} {text}"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn utf16_length(text: &str) -> usize {
+    text.encode_utf16().count()
 }
 
 /// Connects and disconnects until the client has the complete answer to every message. Returns an
@@ -155,8 +228,12 @@ pub(super) async fn run_client(
     gateway: Arc<Gateway>,
     fanout: Arc<EmbeddedFanout>,
     random: SeededRandom,
+    generated: GeneratedAnswers,
 ) -> Result<TestClient, String> {
-    let mut client = TestClient::default();
+    let mut client = TestClient {
+        generated,
+        ..TestClient::default()
+    };
     while client.answers.len() < MESSAGES {
         random.pause(100).await;
         let queue = gateway.settings.outbound_queue_bytes;
@@ -191,7 +268,7 @@ pub(super) async fn run_client(
                     .await;
             }
         });
-        client.is_welcomed = false;
+        client.welcomed_at = None;
         let disconnect_at = Instant::now() + Duration::from_millis(random.number_below(600));
         let stays_connected = random.chance(0.3);
         let is_slow = random.chance(0.3);

@@ -3,14 +3,16 @@
 //! only. `SIM_SEED` repeats one seed, `SIM_RUNS` sets the number of seeds.
 //!
 //! Real: the embedded fan-out with its mailbox, the registry, the subscribers, the catch-up, the
-//! mailbox sync, and the outbound queues. Simulated: the network, which delays and loses published
-//! frames; the workers and the relay; and a client that follows protocol.md.
+//! mailbox sync, and the outbound queues. Simulated: the network, which delays, loses and repeats
+//! published frames; the workers and the relay; and a client that follows protocol.md.
 
+use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
+use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::time::{Instant, sleep, timeout};
@@ -23,15 +25,18 @@ use crate::config::settings::{
 };
 use crate::fanout::embedded::EmbeddedFanout;
 use crate::fanout::{
-    Admissions, Answers, BeginRequest, BeginResponse, DeliverRequest, Deliveries, FeedEvent,
-    History, KeepRequest, LiveRequest, MessageRef, NewOutcome, Owner, Turn, TurnStatus,
+    Admissions, Answers, AppendRequest, BeginRequest, BeginResponse, Channel, DeliverRequest,
+    Deliveries, FeedEvent, GatewayFanout, History, KeepRequest, MessageRef, NewOutcome,
+    OpenPartRequest, Owner, Piece, StreamResponse, Turn, TurnStatus,
 };
 use crate::gateway::context::Gateway;
 use crate::gateway::{delivery, http, limits, mailbox_sync, metrics, revocation, sessions};
 use crate::health::Health;
 use crate::log::embedded::EmbeddedLog;
 use crate::protocol::ids::{ConversationId, MessageId, UserId};
+use crate::protocol::parts::{PartKind, TextRange, utf16_len};
 use crate::protocol::position::{Epoch, Position};
+use crate::protocol::v1::DeltaHead;
 use crate::seeds::Seeds;
 use crate::store::Store;
 
@@ -45,8 +50,33 @@ const MESSAGES: usize = 6;
 /// Number of clients of the user.
 const CLIENTS: usize = 2;
 
-/// Number of deltas of each answer.
-const DELTAS: u32 = 4;
+/// Maximum number of parts of an answer.
+const MAX_PARTS: u64 = 4;
+
+/// Maximum number of pieces that follow the opening of a part.
+const MAX_PIECES: u64 = 4;
+
+/// Time after which the check of open messages has found lost text, and the connection was sent it.
+const REPAIR_TIME: Duration = Duration::from_secs(8);
+
+/// What part `part` of a stream contains. It differs between streams.
+fn part_kind(stream: &str, part: usize) -> PartKind {
+    const KINDS: [PartKind; 5] = [
+        PartKind::Text,
+        PartKind::Reasoning,
+        PartKind::ToolCall,
+        PartKind::Refusal,
+        PartKind::Source,
+    ];
+    let sum: usize = stream.bytes().map(usize::from).sum();
+    KINDS[(sum + part) % KINDS.len()]
+}
+
+/// The piece with this index, from 0, of part `part` of a stream. It is different for every stream,
+/// part and index, and counts differently in bytes, characters and UTF-16 code units.
+fn piece(stream: &str, part: usize, index: usize) -> String {
+    format!("[{stream}.{part}.{index}𝄞e\u{301}]")
+}
 
 /// The source of random numbers of one run, shared by all tasks of the run.
 #[derive(Clone)]
@@ -84,7 +114,8 @@ fn log() -> Arc<EmbeddedLog> {
     Arc::clone(log)
 }
 
-fn gateway(fanout: Arc<EmbeddedFanout>) -> Arc<Gateway> {
+/// A gateway that accepts no connections: tests add their connections to its registry.
+pub(super) fn gateway(fanout: Arc<dyn GatewayFanout>) -> Arc<Gateway> {
     let settings = GatewaySettings {
         listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         server_id: "s".into(),
@@ -135,7 +166,7 @@ fn gateway(fanout: Arc<EmbeddedFanout>) -> Arc<Gateway> {
     })
 }
 
-fn user() -> UserId {
+pub(super) fn user() -> UserId {
     UserId::parse("alice").unwrap()
 }
 
@@ -156,29 +187,42 @@ fn position(offset: usize) -> Position {
 }
 
 /// Passes published frames to the gateway as an unreliable network does: after a delay, and some of
-/// them not at all. Only some of the losses are reported as a gap.
+/// them not at all. Only some of the losses are reported as a gap. Deltas without a number may
+/// arrive again at any later time, as after a repeat by the worker's Redis client.
 async fn receive_published(gateway: Arc<Gateway>, random: SeededRandom) {
     let (feed, mut events) = gateway.fanout.open_feed(65_536).await.unwrap();
     gateway.registry.set_feed(feed);
+    let mut deltas: Vec<Bytes> = Vec::new();
     while let Some(event) = events.recv().await {
         random.pause(5).await;
-        if let FeedEvent::Frame {
+        let FeedEvent::Frame {
             user,
             channel,
             payload,
         } = event
-        {
-            if random.chance(0.03) {
-                continue;
-            }
-            if random.chance(0.02) {
-                gateway.registry.record_gap();
-                continue;
-            }
-            if let Some(sessions) = gateway.registry.get(&user) {
-                delivery::deliver_published(&gateway.metrics, &sessions, channel, &payload);
-            }
+        else {
+            continue;
+        };
+        if std::str::from_utf8(&payload).is_ok_and(|text| DeltaHead::parse(text).is_some()) {
+            deltas.push(payload.clone());
         }
+        let receive = |channel, payload: &Bytes| {
+            if let Some(sessions) = gateway.registry.get(&user) {
+                delivery::deliver_published(&gateway.metrics, &sessions, channel, payload);
+            }
+        };
+        if !deltas.is_empty() && random.chance(0.1) {
+            let repeated = random.number_below(deltas.len() as u64) as usize;
+            receive(Channel::Live, &deltas[repeated]);
+        }
+        if random.chance(0.03) {
+            continue;
+        }
+        if random.chance(0.02) {
+            gateway.registry.record_gap();
+            continue;
+        }
+        receive(channel, &payload);
     }
 }
 
@@ -194,15 +238,30 @@ fn outcome(number: usize, text: &str) -> NewOutcome {
             message_id: id,
             question: Some("?".into()),
             answer: text.to_owned(),
+            parts: None,
             status: TurnStatus::Answered,
             at_ms: 0,
         },
     }
 }
 
+/// The length of each part of an answer that a worker has generated, and when it had.
+struct GeneratedAnswer {
+    generated_at: Instant,
+    lengths: Vec<u32>,
+}
+
+/// The generated answers by message id.
+#[derive(Clone, Default)]
+struct GeneratedAnswers(Arc<Mutex<HashMap<String, GeneratedAnswer>>>);
+
 /// Admits and answers every message with the calls that gateway, worker and relay make. A worker
 /// stops at random in the middle of an answer; the next worker then answers the message.
-async fn answer_messages(fanout: Arc<EmbeddedFanout>, random: SeededRandom) {
+async fn answer_messages(
+    fanout: Arc<EmbeddedFanout>,
+    random: SeededRandom,
+    generated: GeneratedAnswers,
+) {
     for number in 0..MESSAGES {
         let message = message_ref(number);
         fanout.admit(&message, "?").await.unwrap();
@@ -229,27 +288,18 @@ async fn answer_messages(fanout: Arc<EmbeddedFanout>, random: SeededRandom) {
                 }
                 BeginResponse::Ended(_) => panic!("the message has an outcome already"),
             };
-            let mut text = String::new();
-            let worker_stops_at = random
-                .chance(0.2)
-                .then(|| random.number_below(u64::from(DELTAS)) as u32);
-            for index in 0..DELTAS {
-                random.pause(40).await;
-                if worker_stops_at == Some(index) {
-                    break;
-                }
-                let piece = format!("[{number}.{attempt}.{index}]");
-                text.push_str(&piece);
-                let call = LiveRequest {
-                    message: message.clone(),
-                    owner: owner.clone(),
-                    attempt,
-                    delta: Some((index, piece)),
-                };
-                fanout.live(call).await.unwrap();
-            }
-            if worker_stops_at.is_some() {
+            let streamed = stream_answer(&fanout, &random, &message, &owner, attempt).await;
+            let Some((text, lengths)) = streamed else {
                 continue;
+            };
+            let answer = GeneratedAnswer {
+                generated_at: Instant::now(),
+                lengths,
+            };
+            let id = message.message_id.to_string();
+            generated.0.lock().unwrap().insert(id, answer);
+            if random.chance(0.1) {
+                sleep(2 * REPAIR_TIME).await;
             }
             let call = KeepRequest {
                 message: message.clone(),
@@ -272,10 +322,88 @@ async fn answer_messages(fanout: Arc<EmbeddedFanout>, random: SeededRandom) {
             is_rewind: random.chance(0.2),
             frame: outcome(number, &text).frame,
             answer: text,
+            parts: None,
             status: TurnStatus::Answered,
         };
         fanout.deliver(call).await.unwrap();
     }
+}
+
+/// Generates an answer with several parts, as a worker does. Returns its content and the length of
+/// each part, or `None` where the worker has stopped in the middle.
+async fn stream_answer(
+    fanout: &EmbeddedFanout,
+    random: &SeededRandom,
+    message: &MessageRef,
+    owner: &Owner,
+    attempt: u32,
+) -> Option<(String, Vec<u32>)> {
+    let stream = owner.stream(attempt);
+    let stream = stream.as_str();
+    let mut content = String::new();
+    let mut lengths: Vec<u32> = Vec::new();
+    for part in 0..=random.number_below(MAX_PARTS) as usize {
+        let kind = part_kind(stream, part);
+        let mut length = 0;
+        let last_piece = random.number_below(MAX_PIECES) as usize;
+        for index in 0..=last_piece {
+            random.pause(40).await;
+            if random.chance(0.03) {
+                return None;
+            }
+            let is_empty = kind == PartKind::Source || (index == 0 && random.chance(0.2));
+            if is_empty && index > 0 {
+                break;
+            }
+            // An opening without text is followed by the part's first piece.
+            let texts = if index == 0 && is_empty {
+                vec![String::new()]
+            } else if index == 1 && length == 0 {
+                vec![piece(stream, part, 0), piece(stream, part, 1)]
+            } else {
+                vec![piece(stream, part, index)]
+            };
+            for text in texts {
+                let end = length + utf16_len(&text);
+                let range = TextRange {
+                    part: part as u32,
+                    offset: length,
+                    end,
+                };
+                if kind.is_content() {
+                    content.push_str(&text);
+                }
+                let piece = Piece { range, text };
+                if index == 0 {
+                    let call = OpenPartRequest {
+                        message: message.clone(),
+                        owner: owner.clone(),
+                        attempt,
+                        kind,
+                        meta: None,
+                        previous_end: lengths.last().copied(),
+                        piece,
+                    };
+                    let response = fanout.open_part(call).await.unwrap();
+                    // The worker was slower than its lease.
+                    if !matches!(response, StreamResponse::Confirmed(_)) {
+                        return None;
+                    }
+                } else {
+                    let call = AppendRequest {
+                        message: message.clone(),
+                        owner: owner.clone(),
+                        attempt,
+                        piece,
+                    };
+                    fanout.append(call).await.unwrap();
+                }
+                length = end;
+            }
+        }
+        lengths.push(length);
+    }
+    Some((content, lengths))
 }
 
 async fn history(fanout: &EmbeddedFanout) -> Vec<Turn> {
@@ -301,13 +429,15 @@ async fn run(seed: u64) -> Result<(), String> {
     while gateways.iter().any(|gateway| !gateway.registry.has_feed()) {
         tokio::task::yield_now().await;
     }
+    let generated = GeneratedAnswers::default();
     let clients: Vec<_> = (0..CLIENTS)
         .map(|number| {
             let gateway = gateways[number % 2].clone();
-            tokio::spawn(run_client(gateway, fanout.clone(), random.clone()))
+            let client = run_client(gateway, fanout.clone(), random.clone(), generated.clone());
+            tokio::spawn(client)
         })
         .collect();
-    answer_messages(fanout.clone(), random).await;
+    answer_messages(fanout.clone(), random, generated).await;
     let expected = history(&fanout).await;
     for client in clients {
         let finished = timeout(Duration::from_secs(3600), client).await;

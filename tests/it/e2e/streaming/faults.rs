@@ -9,7 +9,8 @@ use super::{MAILBOX_FRAMES, numbered_words};
 use crate::support::classic::ClassicClient;
 use crate::support::history::HistoryClient;
 use crate::support::lossy_redis::LossyRedis;
-use crate::support::model::Script;
+use crate::support::model::{AnswerScript, Script};
+use crate::support::parts::{are_same, finished_parts_field};
 use crate::support::system::{Backend, TestSystem};
 use crate::support::v1::{Transcript, V1Client};
 use crate::support::{QUIET_PERIOD, TEST_TIMEOUT, unique_name, wait_until};
@@ -22,7 +23,7 @@ const CHUNK_INTERVAL: Duration = Duration::from_millis(80);
 struct AnswerInFlight {
     user: String,
     prompt: String,
-    text: String,
+    answer: AnswerScript,
     device: V1Client,
     offline: V1Client,
 }
@@ -32,11 +33,13 @@ impl AnswerInFlight {
     async fn start(system: &TestSystem, word_count: usize) -> Self {
         let user = unique_name("fault");
         let prompt = unique_name("growing");
-        let text = numbered_words("grown", word_count);
-        system.model().queue_answer(
-            &prompt,
-            Script::complete(&text).chunk_interval(CHUNK_INTERVAL),
-        );
+        let answer = AnswerScript::new()
+            .reasoning("some thoughts ")
+            .tool_calls(&[("search", r#"{"words": "some words"}"#)])
+            .text(&numbered_words("grown", word_count))
+            .source("https://source.test/", "A source");
+        let script = answer.complete().chunk_interval(CHUNK_INTERVAL);
+        system.model().queue_answer(&prompt, script);
         let mut offline = V1Client::open(system.port(1), &user).await;
         offline.drop_connection();
         let mut device = V1Client::open(system.port(0), &user).await;
@@ -46,20 +49,20 @@ impl AnswerInFlight {
         Self {
             user,
             prompt,
-            text,
+            answer,
             device,
             offline,
         }
     }
 
-    /// Checks that both devices and the history end with the complete text.
+    /// Checks that both devices and the history end with the complete parts.
     async fn assert_delivered(mut self, system: &TestSystem) {
         let ports = system.ports();
         let messages = [("m-1", self.prompt.as_str())];
         self.device.reconnect_until_ended(&ports, &messages).await;
         let message = self.device.message("m-1");
         assert_eq!(message.outcome_type(), Some("response"), "{message:?}");
-        assert_eq!(message.text, self.text);
+        assert!(are_same(message.parts(), &self.answer.parts), "{message:?}");
         let model_calls = system.model().request_count_for(&self.prompt);
         assert!(model_calls <= 2, "{model_calls} model calls");
         let history = HistoryClient::new(system.port(1), &self.user);
@@ -68,14 +71,17 @@ impl AnswerInFlight {
             .turn("default", &message_id)
             .await
             .expect("a turn in the history");
-        assert_eq!(turn.answer, self.text);
+        assert_eq!(turn.answer, self.answer.content());
+        let expected = finished_parts_field(&self.answer.parts, false);
+        assert_eq!(turn.parts, expected);
         // The offline device receives the frames that it missed, or a `welcome` with
         // `recovered: false`.
         let reloads = self.offline.transcript.reloads();
         self.offline.connect_with_retries(&[system.port(1)]).await;
         if self.offline.transcript.reloads() == reloads {
             self.offline.wait_for_terminal_frames(&["m-0", "m-1"]).await;
-            assert_eq!(self.offline.message("m-1").text, self.text);
+            let message = self.offline.message("m-1");
+            assert!(are_same(message.parts(), &self.answer.parts), "{message:?}");
         }
         // Both devices still receive new answers.
         let next = unique_name("afterwards");
@@ -159,8 +165,10 @@ pub(super) async fn killed_worker_is_replaced_and_the_text_restarts(system: &mut
 
 pub(super) async fn worker_paused_past_its_session_is_fenced(system: &mut TestSystem) {
     let prompt = unique_name("paused");
-    let first =
-        Script::complete(&numbered_words("first", 4000)).chunk_interval(Duration::from_millis(20));
+    let first = AnswerScript::new()
+        .reasoning("first thoughts ")
+        .text(&numbered_words("first", 4000));
+    let first = first.complete().chunk_interval(Duration::from_millis(20));
     let second_text = queue_two_attempts(system, &prompt, first);
     let user = unique_name("fault");
     let mut device = V1Client::open(system.port(0), &user).await;
@@ -171,6 +179,11 @@ pub(super) async fn worker_paused_past_its_session_is_fenced(system: &mut TestSy
     system.workers[worker].pause();
     // Another worker takes over after the lease and the session of the paused worker have expired.
     device.wait_for_text("m-1", "second4 ").await;
+    assert_eq!(
+        device.message("m-1").kinds(),
+        ["text"],
+        "parts of the first call remain"
+    );
     assert!(
         !device.message("m-1").text.contains("first"),
         "the texts are mixed"

@@ -225,7 +225,15 @@ pub(super) async fn interrupted_provider_restarts_the_text(system: Arc<TestSyste
         .frames
         .iter()
         .find(|frame| frame["type"] == "restarted");
-    assert_eq!(restarted.unwrap()["attempt"], 2);
+    let restarted = restarted.unwrap();
+    assert_eq!(restarted["attempt"], 2);
+    let stream_of = |attempt: u64| {
+        let mut frames = device.frames.iter();
+        let delta = frames.find(|f| f["type"] == "delta" && f["attempt"] == attempt);
+        delta.unwrap()["stream"].clone()
+    };
+    assert_eq!(restarted["stream"], stream_of(2));
+    assert_ne!(stream_of(1), stream_of(2));
 }
 
 pub(super) async fn cancel_of_an_unknown_or_ended_message_is_reported(system: Arc<TestSystem>) {

@@ -5,6 +5,8 @@ mod devices;
 mod faults;
 mod frames;
 mod history;
+mod part_faults;
+mod parts;
 mod resume;
 mod slow;
 
@@ -41,6 +43,8 @@ fn concurrent_scenarios() -> Vec<(&'static str, Scenario)> {
         devices::same_id_through_two_gateways_is_one_message,
         devices::id_resent_after_the_outcome_returns_the_stored_answer,
         devices::messages_of_a_conversation_run_in_order_beside_other_conversations,
+        parts::every_kind_is_streamed_ended_and_stored,
+        parts::device_that_joins_or_hops_in_any_part_shows_whole_parts,
         history::conversations_are_listed_and_paged,
         history::failed_turn_is_marked_in_the_history,
         history::deleted_conversation_disappears_and_others_remain,
@@ -67,6 +71,7 @@ fn fault_scenarios_for(backend: Backend) -> Vec<(&'static str, FaultScenario)> {
     if backend == Backend::Embedded {
         return fault_scenarios![
             faults::killed_process_restarts_the_text,
+            part_faults::reasoning_is_shown_kept_or_dropped,
             faults::trimmed_mailbox_is_reported_and_the_history_is_complete,
             faults::position_of_another_epoch_is_not_recovered,
         ];
@@ -80,6 +85,11 @@ fn fault_scenarios_for(backend: Backend) -> Vec<(&'static str, FaultScenario)> {
         faults::worker_paused_past_its_session_is_fenced,
         faults::drained_gateway_sends_its_clients_to_another,
         faults::lost_publish_of_an_outcome_is_detected,
+        part_faults::reasoning_is_shown_kept_or_dropped,
+        part_faults::emptied_redis_mixes_no_parts,
+        part_faults::restarted_redis_mixes_no_parts,
+        part_faults::late_delta_of_a_paused_worker_is_shown_nowhere,
+        part_faults::device_that_joins_after_the_end_and_before_the_delivery_shows_the_parts,
         faults::trimmed_mailbox_is_reported_and_the_history_is_complete,
         faults::position_of_another_epoch_is_not_recovered,
     ]
@@ -124,7 +134,7 @@ async fn run_slow_readers_on(backend: Backend) {
         ("MAILBOX_BYTES", "33554432"),
     ];
     let system = Arc::new(TestSystem::start(backend, &bounds).await);
-    let scenarios = scenarios![slow::slow_readers_get_snapshots_and_stalled_ones_are_closed];
+    let scenarios = scenarios![slow::slow_readers_get_combined_deltas_and_stalled_ones_are_closed];
     assert_none_failed(&run_concurrently(&system, scenarios).await);
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::numbered_words;
-use crate::support::model::Script;
+use crate::support::model::AnswerScript;
 use crate::support::system::TestSystem;
 use crate::support::v1::{Transcript, V1Client};
 use crate::support::{unique_name, wait_until};
@@ -12,10 +12,30 @@ use crate::support::{unique_name, wait_until};
 /// Number of answers. All of them together exceed the kernel's buffers for a client that does not
 /// read (up to 4 MiB).
 const ANSWERS: usize = 24;
-/// Number of chunks of an answer before its last one.
-const PIECES: usize = 57;
+/// Number of chunks of each of the three long parts of an answer.
+const PIECES: usize = 19;
 
-pub(super) async fn slow_readers_get_snapshots_and_stalled_ones_are_closed(
+/// An answer with reasoning, a tool call and text, each of which grows in [`PIECES`] pieces. The
+/// order of the parts depends on `n`, so that a slow client falls behind in each of them.
+fn long_answer(n: usize) -> AnswerScript {
+    let filler = numbered_words("x", 800).replace(' ', "_");
+    let pieces = |name: &str| -> String {
+        let pieces = (0..PIECES).map(|piece| format!("{name}{piece}_𝄞{filler} "));
+        pieces.collect()
+    };
+    let arguments = format!("{{\"call\":\"{}\"}}", pieces("c"));
+    let mut answer = AnswerScript::new();
+    for part in 0..3 {
+        answer = match (n + part) % 3 {
+            0 => answer.reasoning(&pieces("r")),
+            1 => answer.tool_calls(&[("search", &arguments)]),
+            _ => answer.text(&pieces("t")),
+        };
+    }
+    answer.refusal("the end")
+}
+
+pub(super) async fn slow_readers_get_combined_deltas_and_stalled_ones_are_closed(
     system: Arc<TestSystem>,
 ) {
     let user = unique_name("slow");
@@ -24,28 +44,26 @@ pub(super) async fn slow_readers_get_snapshots_and_stalled_ones_are_closed(
     let mut stalled = V1Client::new(&user).with_small_receive_buffer();
     slow.connect(system.port(0)).await;
     stalled.connect(system.port(0)).await;
-    let filler = numbered_words("x", 800);
-    // The condition compares lengths, because searching megabytes of text at every frame would
-    // delay the test.
-    let min_length = PIECES * filler.len();
-    let has_all_pieces =
-        |t: &Transcript| t.messages().filter(|m| m.text.len() > min_length).count() == ANSWERS;
     let ids: Vec<String> = (0..ANSWERS).map(|n| format!("m-{n}")).collect();
-    for id in &ids {
+    let answers: Vec<AnswerScript> = (0..ANSWERS).map(long_answer).collect();
+    for (id, answer) in ids.iter().zip(&answers) {
         let prompt = unique_name("flood");
-        let mut script = Script::new().role();
-        for piece in 0..PIECES {
-            script = script.token(&format!("p{piece} {filler}"));
-            script = script.wait(Duration::from_millis(20));
-        }
-        script = script.wait(Duration::from_secs(6)).token("the end");
+        let script = answer.complete_with_pause(Duration::from_secs(6));
         system
             .model()
-            .queue_answer(&prompt, script.finish("stop").usage().done());
+            .queue_answer(&prompt, script.chunk_interval(Duration::from_millis(20)));
         watcher.send_message_in(id, id, &prompt).await;
     }
+    // The last part has two pieces, and the pause is between them.
+    let lacks_last_piece = |t: &Transcript| {
+        let messages = t.messages().filter(|m| m.ends_with_part("refusal", "the "));
+        messages.count() == ANSWERS
+    };
     watcher
-        .wait_for("all answers lack only their last chunk", has_all_pieces)
+        .wait_for(
+            "all answers lack at most their last chunk",
+            lacks_last_piece,
+        )
         .await;
     let in_flight = watcher
         .transcript
@@ -56,16 +74,23 @@ pub(super) async fn slow_readers_get_snapshots_and_stalled_ones_are_closed(
     let all_ids: Vec<&str> = ids.iter().map(String::as_str).collect();
     slow.wait_for_terminal_frames(&all_ids).await;
     assert!(slow.is_connected(), "the slow reader was disconnected");
-    let snapshots: usize = slow.transcript.messages().map(|m| m.snapshots).sum();
-    assert!(
-        snapshots > 0,
-        "the slow reader received no snapshot, so this test did not test catching up"
-    );
     watcher.wait_for_terminal_frames(&all_ids).await;
-    assert_eq!(slow.transcript.outcomes(), watcher.transcript.outcomes());
-    for id in &ids {
-        assert!(slow.message(id).text.ends_with("the end"), "{id}");
+    for (id, answer) in ids.iter().zip(&answers) {
+        for device in [&slow, &watcher] {
+            // A message of an assertion on the parts would be megabytes long.
+            let message = device.message(id);
+            assert!(message.parts() == answer.parts, "{id} at {}", device.user);
+            assert_eq!(message.repeating_snapshots, 0, "{id} at {}", device.user);
+        }
     }
+    let deltas =
+        |device: &V1Client| -> usize { device.transcript.messages().map(|m| m.deltas).sum() };
+    assert!(
+        deltas(&slow) < deltas(&watcher),
+        "the slow reader received {} of {} deltas, so this test did not test catching up",
+        deltas(&slow),
+        deltas(&watcher)
+    );
 
     let gateway = &system.gateways[0];
     wait_until(

@@ -19,8 +19,10 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+mod answer_script;
 mod script;
 
+pub(crate) use answer_script::AnswerScript;
 use script::Step;
 pub(crate) use script::{Answer, Script, StreamErrorFormat};
 

@@ -133,6 +133,12 @@ impl Script {
         self.event(&chunk(&json!({"content": text}), None))
     }
 
+    /// Adds a chunk with each `delta`.
+    pub(crate) fn deltas(self, deltas: &[Value]) -> Self {
+        let add = |script: Self, delta: &Value| script.event(&chunk(delta, None));
+        deltas.iter().fold(self, add)
+    }
+
     /// Adds the text in deltas of one word each.
     pub(crate) fn text(mut self, text: &str) -> Self {
         for word in text.split_inclusive(' ') {

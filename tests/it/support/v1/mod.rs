@@ -16,9 +16,10 @@ use tokio_tungstenite::{WebSocketStream, client_async};
 use super::TEST_TIMEOUT;
 use super::classic::{ClientEvent, UpgradeRefused};
 
+mod received_answer;
 mod transcript;
 
-pub(crate) use transcript::{Message, ReplacedText, Transcript};
+pub(crate) use transcript::{Message, ReplacedAnswer, Transcript};
 
 /// The client of one device. It keeps its transcript when it reconnects.
 pub(crate) struct V1Client {
@@ -325,6 +326,14 @@ impl V1Client {
         let description = format!("{id} shows {part:?}");
         let shows_part = |t: &Transcript| t.get(id).is_some_and(|m| m.text.contains(part));
         self.wait_for(&description, shows_part).await;
+    }
+
+    /// Reads until the last part of a message is of this kind and contains `text`.
+    pub(crate) async fn wait_for_part(&mut self, id: &str, kind: &str, text: &str) {
+        let description = format!("{id} ends with a part {kind} that contains {text:?}");
+        let ends_with_part =
+            |t: &Transcript| t.get(id).is_some_and(|m| m.ends_with_part(kind, text));
+        self.wait_for(&description, ends_with_part).await;
     }
 
     pub(crate) async fn wait_for_accepted(&mut self, id: &str) {

@@ -7,6 +7,23 @@ use chatmesh::protocol::position::{Epoch, Position};
 use serde_json::Value;
 use tokio::time::Instant;
 
+use super::received_answer::ReceivedAnswer;
+use crate::support::parts::{Part, content_of};
+
+/// Asserts a condition. A failure prints the user, the message, the frame and the recent frames.
+macro_rules! check {
+    ($self:expr, $frame:expr, $holds:expr, $($message:tt)+) => {
+        assert!(
+            $holds,
+            "{}: {}\n  at {}\n  after {:#?}",
+            $self.user, format!($($message)+), $frame, $self.recent_frames
+        )
+    };
+}
+
+mod live;
+mod terminal;
+
 /// A message and its state as the client knows it.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Message {
@@ -14,19 +31,19 @@ pub(crate) struct Message {
     pub(crate) conversation: Option<String>,
     /// The content of the question, if a frame to this client had it.
     pub(crate) question: Option<String>,
-    /// The text as it is shown: deltas extend it, a restart clears it, and the terminal frame
-    /// replaces it.
+    /// The text as it is shown, that of the text and refusal parts: deltas extend it, a restart
+    /// clears it, and the terminal frame replaces it.
     pub(crate) text: String,
     pub(crate) attempt: u64,
-    /// Index that the next delta must have. `None` until this connection receives the beginning of
-    /// the text or a snapshot.
-    next_index: Option<u64>,
+    answer: ReceivedAnswer,
     /// Number of `restarted` frames.
     pub(crate) restarts: usize,
     /// Number of `delta` frames.
     pub(crate) deltas: usize,
     /// Number of `snapshot` frames.
     pub(crate) snapshots: usize,
+    /// Number of `snapshot` frames on a connection that had been sent some text of the stream.
+    pub(crate) repeating_snapshots: usize,
     /// For each `accepted` frame, whether it had the content of the question.
     pub(crate) accepted: Vec<bool>,
     pub(crate) terminal: Option<Value>,
@@ -48,18 +65,35 @@ impl Message {
         !self.accepted.is_empty()
     }
 
-    /// Whether this connection has received a part of the text, but no terminal frame yet.
+    /// Whether this connection has received a part of the answer, but no terminal frame yet.
     pub(crate) fn is_streaming(&self) -> bool {
-        self.terminal.is_none() && self.next_index.is_some() && !self.text.is_empty()
+        self.terminal.is_none() && self.answer.is_growing()
+    }
+
+    /// The parts of the answer as they are shown.
+    pub(crate) fn parts(&self) -> &[Part] {
+        &self.answer.parts
+    }
+
+    /// The kinds of the parts, in order.
+    pub(crate) fn kinds(&self) -> Vec<&str> {
+        let parts = self.parts().iter();
+        parts.map(|part| part.kind.as_str()).collect()
+    }
+
+    /// Whether the last part so far is of this kind and contains `text`.
+    pub(crate) fn ends_with_part(&self, kind: &str, text: &str) -> bool {
+        let last = self.parts().last();
+        last.is_some_and(|part| part.kind == kind && part.text.contains(text))
     }
 }
 
-/// A text that was replaced by the outcome of another model call. Allowed only after Redis has lost
+/// The parts that the outcome of another model call replaced. Allowed only after Redis has lost
 /// data.
 #[derive(Debug, Clone)]
-pub(crate) struct ReplacedText {
+pub(crate) struct ReplacedAnswer {
     pub(crate) message_id: String,
-    pub(crate) text: String,
+    pub(crate) parts: Vec<Part>,
     pub(crate) replaced_at: Instant,
 }
 
@@ -80,6 +114,8 @@ pub(crate) struct Transcript {
     /// Number of live frames that arrived after the terminal frame of their message. Allowed only
     /// after Redis has lost data.
     pub(crate) stray_frames: usize,
+    /// The stream of the last such frame, by `message_id`.
+    stray_streams: BTreeMap<String, String>,
     /// Whether Redis may lose its data in this test. Then the model may be called again for a
     /// message that has ended, and attempts begin at 1 again. The outcome must still be the first
     /// one.
@@ -90,7 +126,7 @@ pub(crate) struct Transcript {
     epochs: Vec<Epoch>,
     /// The `message_id` and time of each terminal frame that arrived again after such a move.
     pub(crate) repeated_after_move: Vec<(String, Instant)>,
-    pub(crate) replaced_texts: Vec<ReplacedText>,
+    pub(crate) replaced_answers: Vec<ReplacedAnswer>,
     /// The `id`s sent on any connection.
     all_sent_ids: BTreeSet<String>,
     /// How often each `id` was sent again on this connection. The stored terminal frame may arrive
@@ -100,17 +136,6 @@ pub(crate) struct Transcript {
     sent_ids: BTreeSet<String>,
     /// The last frames, which a failed check prints.
     recent_frames: Vec<String>,
-}
-
-/// Asserts a condition. A failure prints the user, the message, the frame and the recent frames.
-macro_rules! check {
-    ($self:expr, $frame:expr, $holds:expr, $($message:tt)+) => {
-        assert!(
-            $holds,
-            "{}: {}\n  at {}\n  after {:#?}",
-            $self.user, format!($($message)+), $frame, $self.recent_frames
-        )
-    };
 }
 
 impl Transcript {
@@ -169,7 +194,7 @@ impl Transcript {
         self.resends.clear();
         self.sent_ids.clear();
         for message in self.messages.values_mut() {
-            message.next_index = None;
+            message.answer.desynchronize();
         }
     }
 
@@ -199,15 +224,15 @@ impl Transcript {
     /// Checks a frame and applies it to the transcript. Panics if the frame breaks the protocol.
     pub(crate) fn apply(&mut self, frame: &Value) {
         let frame_type = frame["type"].as_str().unwrap_or("").to_owned();
-        if frame_type != "pong" {
-            let userid = frame["userid"].as_str();
-            check!(
-                self,
-                frame,
-                userid == Some(&self.user),
-                "the frame does not name this user"
-            );
-        }
+        // Gateways forward a delta as the worker has published it, without the user.
+        let names_user = !matches!(frame_type.as_str(), "pong" | "delta");
+        let user = names_user.then_some(self.user.as_str());
+        check!(
+            self,
+            frame,
+            frame["userid"].as_str() == user,
+            "expected the userid {user:?}"
+        );
         for field in ["n", "n_id", "origin"] {
             check!(
                 self,
@@ -218,7 +243,8 @@ impl Transcript {
         }
         match frame_type.as_str() {
             "welcome" => self.apply_welcome(frame),
-            "accepted" | "delta" | "snapshot" | "restarted" => self.apply_live(&frame_type, frame),
+            "accepted" => self.apply_accepted(frame),
+            "delta" | "snapshot" | "restarted" => self.apply_live(&frame_type, frame),
             "response" | "cancelled" => self.apply_terminal(frame),
             "error" if frame["message_id"].is_string() => self.apply_terminal(frame),
             "error" => {
@@ -282,7 +308,7 @@ impl Transcript {
                 self.reloaded_at.push(Instant::now());
                 // The server sends snapshots next, so no delta may continue an earlier text.
                 for message in self.messages.values_mut() {
-                    message.next_index = None;
+                    message.answer.desynchronize();
                 }
             }
             None => check!(self, frame, false, "recovered is missing"),
@@ -344,170 +370,6 @@ impl Transcript {
         message
     }
 
-    fn apply_live(&mut self, frame_type: &str, frame: &Value) {
-        let before = self.message_entry(frame);
-        let (next_index, current_attempt) = (before.next_index, before.attempt);
-        let has_ended = before.terminal.is_some();
-        let id = before.id.clone();
-        let is_sent_here = id.is_some_and(|id| self.sent_ids.contains(&id));
-        if frame_type == "accepted" {
-            let content = frame["content"].as_str().map(str::to_owned);
-            check!(
-                self,
-                frame,
-                content.is_some() || is_sent_here,
-                "content is missing, and this connection did not send the message"
-            );
-            self.check_strings(frame, &["conversation_id"]);
-            let message = self.message_entry(frame);
-            message.accepted.push(content.is_some());
-            message.question = content.or(message.question.take());
-            return;
-        }
-        let attempt = frame["attempt"].as_u64();
-        check!(self, frame, attempt.is_some(), "attempt is missing");
-        let attempt = attempt.unwrap_or_default();
-        if has_ended {
-            self.stray_frames += 1;
-            return;
-        }
-        if frame_type == "restarted" {
-            let message = self.message_entry(frame);
-            message.restarts += 1;
-            message.attempt = attempt;
-            message.text.clear();
-            message.next_index = None;
-            return;
-        }
-        let index = frame["index"].as_u64();
-        let content = frame["content"].as_str().map(str::to_owned);
-        check!(self, frame, index.is_some(), "index is missing");
-        check!(self, frame, content.is_some(), "content is missing");
-        self.check_strings(frame, &["conversation_id"]);
-        let (index, content) = (index.unwrap_or_default(), content.unwrap_or_default());
-        if frame_type == "delta" && index > 0 {
-            check!(
-                self,
-                frame,
-                next_index == Some(index),
-                "expected the index {next_index:?}"
-            );
-            check!(
-                self,
-                frame,
-                current_attempt == attempt,
-                "the text so far is of attempt {current_attempt}"
-            );
-        }
-        let message = self.message_entry(frame);
-        message.attempt = attempt;
-        if frame_type == "snapshot" {
-            message.snapshots += 1;
-            message.text = content;
-            message.next_index = Some(index);
-        } else {
-            message.deltas += 1;
-            if index == 0 {
-                message.text.clear();
-            }
-            message.text.push_str(&content);
-            message.next_index = Some(index + 1);
-        }
-    }
-
-    fn apply_terminal(&mut self, frame: &Value) {
-        let before = self.message_entry(frame).clone();
-        if let Some(first) = &before.terminal {
-            let id = before.id.clone().unwrap_or_default();
-            let resends = self.resends.get(&id).copied().unwrap_or_default();
-            check!(
-                self,
-                frame,
-                resends > 0 || self.may_repeat_frames(),
-                "a second terminal frame; the first was {first}"
-            );
-            if resends > 0 {
-                self.resends.insert(id, resends - 1);
-            } else {
-                let id = frame["message_id"].as_str().unwrap_or_default();
-                self.repeated_after_move
-                    .push((id.to_owned(), Instant::now()));
-                self.advance_position(frame);
-            }
-            // A worker that begins a message with a stored outcome appends its terminal record
-            // again. A rebuild of Redis may reach back only to the second of these records, so a
-            // frame that the client did not request may have another position.
-            check!(
-                self,
-                frame,
-                frame == first
-                    || (resends == 0 && without_position(frame) == without_position(first)),
-                "the terminal frame differs from the first one: {first}"
-            );
-            self.message_entry(frame).repeated_outcomes += 1;
-            return;
-        }
-        self.check_strings(frame, &["conversation_id"]);
-        let outcome_type = frame["type"].as_str().unwrap_or_default();
-        if outcome_type == "error" {
-            self.check_strings(frame, &["code", "message"]);
-            check!(
-                self,
-                frame,
-                frame["retryable"].is_boolean(),
-                "retryable is missing"
-            );
-            check!(
-                self,
-                frame,
-                frame["code"] != "cancelled",
-                "a cancelled message ends with the type cancelled"
-            );
-        } else {
-            self.check_strings(frame, &["content"]);
-        }
-        if outcome_type == "response" {
-            let strings = ["timestamp", "correlation_id", "finish_reason", "model"];
-            self.check_strings(frame, &strings);
-            for field in ["processing_time_ms", "attempt"] {
-                check!(self, frame, frame[field].is_u64(), "{field} is missing");
-            }
-            // The usage is null if the model did not report it within a second of the finish
-            // reason.
-            let usage = &frame["usage"];
-            let is_valid = usage.is_object() || usage.is_null();
-            check!(self, frame, is_valid, "usage is neither an object nor null");
-        }
-        let content = frame["content"].as_str().unwrap_or_default().to_owned();
-        let is_same_attempt = frame["attempt"].as_u64() == Some(before.attempt);
-        if outcome_type == "response" && before.next_index.is_some() && is_same_attempt {
-            let extends_text = content.starts_with(&before.text);
-            check!(
-                self,
-                frame,
-                extends_text || self.redis_may_lose_data,
-                "the text so far was {:?}",
-                before.text
-            );
-            if !extends_text {
-                let id = frame["message_id"].as_str().unwrap_or_default();
-                self.replaced_texts.push(ReplacedText {
-                    message_id: id.to_owned(),
-                    text: before.text.clone(),
-                    replaced_at: Instant::now(),
-                });
-            }
-        }
-        self.advance_position(frame);
-        let message_id = frame["message_id"].as_str().unwrap_or_default().to_owned();
-        self.ended_message_ids.push(message_id);
-        let message = self.message_entry(frame);
-        message.text = content;
-        message.next_index = None;
-        message.terminal = Some(frame.clone());
-        message.ended_at = Some(Instant::now());
-    }
-
     /// Whether frames may be sent twice: the user has moved to another partition, and Redis may
     /// have been emptied since.
     pub(crate) fn may_repeat_frames(&self) -> bool {
@@ -560,12 +422,4 @@ impl Transcript {
         }
         self.position = Some(text.to_owned());
     }
-}
-
-fn without_position(frame: &Value) -> Value {
-    let mut frame = frame.clone();
-    if let Some(fields) = frame.as_object_mut() {
-        fields.remove("position");
-    }
-    frame
 }
