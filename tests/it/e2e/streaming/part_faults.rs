@@ -268,7 +268,7 @@ pub(super) async fn device_that_joins_after_the_end_and_before_the_delivery_show
     for relay in &mut system.relays {
         relay.drain().await;
     }
-    let limit = Duration::from_millis(500);
+    let limit = Duration::from_secs(3);
     let kafka = system.kafka_client();
     wait_until("the outcome is in the log", TEST_TIMEOUT, || async {
         let records = kafka.read(RESPONSES, usize::MAX, limit).await;
