@@ -29,8 +29,7 @@ fn shows_fold_out(selector: &str, is_open: bool, text: &str) -> String {
     )
 }
 
-/// Answers with everything that the page shows of an answer; the chunk after each part of `pauses`
-/// comes late.
+/// An answer with each kind of part that the page shows in an answer, except a refusal.
 fn answer() -> AnswerScript {
     AnswerScript::new()
         .reasoning("I compare the sources first. ")
@@ -44,7 +43,7 @@ fn answer() -> AnswerScript {
         .source("https://two.test/", "The second source")
 }
 
-/// Checks what the page shows of the ended answer, with these texts in the fold-outs.
+/// Checks the tool call and the sources of the ended answer on the page.
 async fn assert_ended_answer_is_shown(browser: &Browser) {
     let arguments = "{\n  \"query\": \"<img src=x onerror=alert(1)>\"\n}";
     browser
@@ -77,15 +76,15 @@ async fn assert_ended_answer_is_shown(browser: &Browser) {
 async fn parts_of_an_answer_are_shown_while_they_stream_and_after_a_reload() {
     let model = ScriptedModel::start().await;
     let answer = answer();
-    // The reasoning has five chunks, and the tool call has three.
+    // The reasoning has 5 chunks, the tool call 5, the text 3, and each source 1.
     let script = answer
         .beginning(4)
         .wait(PAUSE)
         .deltas(answer.chunks(4..7))
         .wait(PAUSE)
-        .deltas(answer.chunks(7..9))
+        .deltas(answer.chunks(7..12))
         .wait(PAUSE)
-        .deltas(answer.chunks(9..answer.chunk_count()))
+        .deltas(answer.chunks(12..answer.chunk_count()))
         .finish("stop")
         .usage()
         .done();
@@ -120,6 +119,8 @@ async fn parts_of_an_answer_are_shown_while_they_stream_and_after_a_reload() {
         .wait_for("document.querySelector('.answer-text')?.innerText.includes('The sources')")
         .await;
     assert_eq!(browser.js(is_open).await, false, "text has begun");
+    let source_count = "document.querySelectorAll('.sources li').length";
+    assert_eq!(browser.js(source_count).await, 0);
     browser.wait_for(ANSWERED).await;
     assert_ended_answer_is_shown(&browser).await;
     browser
