@@ -19,10 +19,10 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use self::append_queue::AppendQueue;
 use self::connection_health::ConnectionHealth;
 use self::reply::Reply;
 use self::scripts::{Script, Scripts};
-use self::send_window::SendWindow;
 use super::error::{FanoutError, Result};
 use super::feeds::{Feed, FeedEvent, Feeds};
 use super::health::FanoutHealth;
@@ -32,6 +32,7 @@ use crate::protocol::position::Epoch;
 
 mod admissions;
 mod answers;
+mod append_queue;
 mod args;
 mod channel;
 mod connection;
@@ -45,7 +46,6 @@ mod pieces;
 mod reads;
 mod reply;
 mod scripts;
-mod send_window;
 mod servers;
 mod streams;
 mod tokens;
@@ -57,7 +57,7 @@ pub struct RedisFanout {
     settings: RedisSettings,
     client: Client,
     scripts: Scripts,
-    send_window: SendWindow,
+    appends: AppendQueue,
     disruptions: watch::Receiver<u64>,
     health: ConnectionHealth,
     _stop: DropGuard,
@@ -86,7 +86,7 @@ impl RedisFanout {
             health,
             settings: settings.clone(),
             scripts: Scripts::new(&settings.bounds, client.is_clustered()),
-            send_window: SendWindow::default(),
+            appends: AppendQueue::new(client.clone()),
             client,
             disruptions,
             _stop: stop.drop_guard(),

@@ -1,13 +1,10 @@
 //! The calls on Redis with which a worker streams an answer: `open_part`, `append`, which needs no
 //! script, and `renew`.
 
-use std::pin::{Pin, pin};
-
-use fred::error::Error;
-use fred::interfaces::{ClientLike, ListInterface, PubsubInterface};
 use fred::types::Value;
 use serde_json::value::RawValue;
 
+use super::append_queue::AppendCommands;
 use super::args::{number, random_id, text};
 use super::connection::fanout_error;
 use super::pieces::{opening_element, piece_element};
@@ -74,44 +71,24 @@ impl RedisFanout {
         decode_stream_response(self.run_for(script, &message.user, args).await?)
     }
 
-    /// Appends and publishes a piece by two commands that are sent one after the other without
-    /// waiting between. They are not atomic: if only one is carried out, the caller's repeat sends
-    /// both again, and readers drop what they have.
+    /// Appends and publishes a piece by two commands, which are not atomic: if only one is carried
+    /// out, the caller's repeat sends both again, and readers drop what they have.
     pub(super) async fn run_append(&self, call: &AppendRequest) -> Result<u64> {
         let message = &call.message;
         let stream = call.owner.stream(call.attempt);
         let tag = channel::hash_tag(&message.user);
-        let key = channel::stream_key(&tag, &message.message_id, &stream);
-        let live_channel = channel::name(&message.user, Channel::Live);
         let target = delta_target(message, &stream, call.attempt);
-        let frame = delta_frame(target, call.piece.range, None, &call.piece.text);
-        self.send_window.wait().await;
-        // Pinned here, because the client library's futures are large and expensive to move.
-        let append = pin!(
-            self.client
-                .rpushx::<u64, _, _>(key, piece_element(&call.piece))
-        );
-        // Not one pipeline, for which the client library needs half as much time again under load.
-        if self.client.is_clustered() {
-            let publish = pin!(self.client.spublish::<(), _, _>(live_channel, frame));
-            self.with_timeout(self.send_both(append, publish)).await
-        } else {
-            let publish = pin!(self.client.publish::<(), _, _>(live_channel, frame));
-            self.with_timeout(self.send_both(append, publish)).await
-        }
-    }
-
-    /// Sends two commands in this order, and returns the reply to the first one. Fails if one of
-    /// them fails.
-    async fn send_both<T>(
-        &self,
-        first: Pin<&mut impl Future<Output = std::result::Result<T, Error>>>,
-        second: Pin<&mut impl Future<Output = std::result::Result<(), Error>>>,
-    ) -> Result<T> {
-        // `join` polls the futures in order, and a command is sent when its future is polled first.
-        let (first, second) = futures_util::future::join(first, second).await;
-        let reply = first.and_then(|reply| second.map(|()| reply));
-        reply.map_err(|error| fanout_error(&self.client, &error))
+        let commands = AppendCommands {
+            key: channel::stream_key(&tag, &message.message_id, &stream),
+            element: piece_element(&call.piece),
+            live_channel: channel::name(&message.user, Channel::Live),
+            frame: delta_frame(target, call.piece.range, None, &call.piece.text),
+        };
+        let append = async {
+            let result = self.appends.append(commands).await;
+            result.map_err(|error| fanout_error(&self.client, &error))
+        };
+        self.with_timeout(append).await
     }
 
     pub(super) async fn run_renew(&self, call: &RenewRequest) -> Result<StreamResponse> {
