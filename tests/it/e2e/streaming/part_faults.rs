@@ -210,9 +210,8 @@ pub(super) async fn late_delta_of_a_paused_worker_is_shown_nowhere(system: &mut 
     };
     let live_channel = format!("{{user:{user}}}:live");
     let (_subscriber, mut published) = subscribe(&system.stack().redis.url(), &live_channel).await;
-    proxy.set_mode(ProxyMode::Stall);
-    // Longer than the interval between two pieces, so that one is on its way.
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    // The command that appends a piece.
+    proxy.stall_at("RPUSHX").await;
     system.workers[0].pause();
     // The other worker takes over after the lease and the session have expired.
     for device in &mut devices {

@@ -97,23 +97,23 @@ pub(super) async fn device_that_joins_or_hops_in_any_part_shows_whole_parts(
     let user = unique_name("parts");
     let prompt = unique_name("joined");
     let answer = AnswerScript::of_every_kind("once", 10);
-    let script = answer.complete().chunk_interval(CHUNK_INTERVAL);
-    system.model().queue_answer(&prompt, script);
-    let mut watcher = V1Client::open(system.port(0), &user).await;
-    let mut hopper = V1Client::open(system.port(1), &user).await;
-    watcher.send_message("m-1", &prompt).await;
-    let mut joined = Vec::new();
-    for (n, (kind, text)) in [
+    let places = [
         ("reasoning", "thought3"),
         ("text", "first3"),
         ("tool_call", "a3"),
         ("reasoning", "doubt3"),
         ("text", "second3"),
         ("refusal", "refusal3"),
-    ]
-    .into_iter()
-    .enumerate()
-    {
+    ];
+    // The answer waits at each place, so that it ends in no other part while a device connects.
+    let (script, gates) = answer.complete_with_gates(&places.map(|(_, text)| text));
+    let script = script.chunk_interval(Duration::from_millis(20));
+    system.model().queue_answer(&prompt, script);
+    let mut watcher = V1Client::open(system.port(0), &user).await;
+    let mut hopper = V1Client::open(system.port(1), &user).await;
+    watcher.send_message("m-1", &prompt).await;
+    let mut joined = Vec::new();
+    for (n, ((kind, text), gate)) in places.into_iter().zip(gates).enumerate() {
         watcher.wait_for_part("m-1", kind, text).await;
         let mut device = V1Client::open(system.port(n), &user).await;
         let snapshot = device.next_frame().await;
@@ -126,6 +126,7 @@ pub(super) async fn device_that_joins_or_hops_in_any_part_shows_whole_parts(
         hopper.connect(system.port(n)).await;
         hopper.wait_for_part("m-1", kind, text).await;
         assert!(hopper.message("m-1").is_streaming());
+        gate.open();
     }
     let hops = joined.len();
     for device in joined.iter_mut().chain([&mut watcher, &mut hopper]) {
@@ -134,7 +135,7 @@ pub(super) async fn device_that_joins_or_hops_in_any_part_shows_whole_parts(
         let message = device.message("m-1");
         assert_eq!(message.parts(), answer.parts);
         assert_eq!(message.restarts, 0);
-        assert!(message.deltas > 3, "{} deltas", message.deltas);
+        assert!(message.deltas > 0, "no delta");
     }
     assert!(joined.iter().all(|d| d.message("m-1").snapshots == 1));
     assert_eq!(hopper.message("m-1").snapshots, hops);

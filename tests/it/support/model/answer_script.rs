@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::Script;
+use super::{Gate, Script};
 use crate::support::parts::{Part, content_of};
 
 /// An answer of several parts. Neighbouring parts must be of different kinds, except tool calls and
@@ -146,6 +146,24 @@ impl AnswerScript {
     /// The complete answer.
     pub(crate) fn complete(&self) -> Script {
         self.beginning(usize::MAX).finish("stop").usage().done()
+    }
+
+    /// The complete answer, which is held back after the first chunk with each of these texts until
+    /// the gate of the text is opened. The texts must be in the order of the chunks.
+    pub(crate) fn complete_with_gates(&self, texts: &[&str]) -> (Script, Vec<Gate>) {
+        let (mut script, mut gates) = (Script::new().role(), Vec::new());
+        let mut texts = texts.iter().peekable();
+        for delta in &self.deltas {
+            script = script.deltas(std::slice::from_ref(delta));
+            let chunk = delta.to_string();
+            if texts.next_if(|text| chunk.contains(**text)).is_some() {
+                let (gated, gate) = script.gate();
+                script = gated;
+                gates.push(gate);
+            }
+        }
+        assert_eq!(texts.next(), None, "no chunk has this text");
+        (script.finish("stop").usage().done(), gates)
     }
 
     /// The complete answer, with a pause before its last chunk with a piece.

@@ -24,7 +24,7 @@ mod script;
 
 pub(crate) use answer_script::AnswerScript;
 use script::Step;
-pub(crate) use script::{Answer, Script, StreamErrorFormat};
+pub(crate) use script::{Answer, Gate, Script, StreamErrorFormat};
 
 /// A request that the server received.
 #[derive(Debug, Clone)]
@@ -348,6 +348,7 @@ async fn run_step(
                 return Some((Ok(Frame::data(bytes)), (steps, open_request)));
             }
             Some(Step::Wait(time)) => tokio::time::sleep(time).await,
+            Some(Step::WaitFor(gate)) => gate.wait_until_open().await,
             Some(Step::Hang) => std::future::pending().await,
             Some(Step::Disconnect) => {
                 open_request.is_complete = true;

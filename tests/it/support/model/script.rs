@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde_json::{Value, json};
+use tokio::sync::watch;
 
 use super::ModelRequest;
 
@@ -70,10 +71,31 @@ pub(crate) enum StreamErrorFormat {
     Line,
 }
 
+/// Holds a stream back at one place until a test opens it.
+#[derive(Debug, Clone)]
+pub(crate) struct Gate(watch::Sender<bool>);
+
+impl Gate {
+    fn new() -> Self {
+        Self(watch::Sender::new(false))
+    }
+
+    /// Lets the stream continue.
+    pub(crate) fn open(&self) {
+        self.0.send_replace(true);
+    }
+
+    pub(super) async fn wait_until_open(&self) {
+        let mut is_open = self.0.subscribe();
+        let _ = is_open.wait_for(|is_open| *is_open).await;
+    }
+}
+
 #[derive(Debug, Clone)]
 pub(super) enum Step {
     Bytes(Bytes),
     Wait(Duration),
+    WaitFor(Gate),
     Disconnect,
     Hang,
 }
@@ -203,6 +225,13 @@ impl Script {
     pub(crate) fn wait(mut self, time: Duration) -> Self {
         self.steps.push(Step::Wait(time));
         self
+    }
+
+    /// Holds back what follows until the returned gate is opened.
+    pub(crate) fn gate(mut self) -> (Self, Gate) {
+        let gate = Gate::new();
+        self.steps.push(Step::WaitFor(gate.clone()));
+        (self, gate)
     }
 
     /// Inserts a pause between the status and the first event.
