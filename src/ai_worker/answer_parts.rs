@@ -3,7 +3,8 @@
 //!
 //! Only the last part grows, but a model may write several parts at the same time: tool calls in
 //! parallel, or text between the pieces of a call. While the last part is a tool call whose
-//! arguments are incomplete, the pieces of other parts are therefore buffered.
+//! arguments are incomplete, the pieces of other parts are therefore buffered. A call may have no
+//! arguments at all: it is complete as soon as a later part shows that the model has gone on.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -80,6 +81,17 @@ impl AnswerParts {
         &self.parts
     }
 
+    /// Number and length of the last part that is reasoning of which the terminal record has only
+    /// the length; `None` if there is none.
+    pub(super) fn last_unstored_reasoning(&self) -> Option<(u32, u32)> {
+        if self.reasoning != Reasoning::Show {
+            return None;
+        }
+        let is_reasoning = |part: &Part| part.kind == PartKind::Reasoning;
+        let index = self.parts.iter().rposition(is_reasoning)?;
+        Some((u32::try_from(index).ok()?, self.parts[index].length))
+    }
+
     /// Adds a piece. Where the answer reaches a limit, as much of the piece is added as fits.
     pub(super) fn push(&mut self, mut delta: PartDelta) -> Result<(), LimitReached> {
         if self.is_ignored(&delta) {
@@ -88,12 +100,12 @@ impl AnswerParts {
         let accepted_bytes = self.charge(&delta)?;
         let is_cut = accepted_bytes < delta.text.len();
         delta.text.truncate(accepted_bytes);
-        if self.must_buffer(delta.key) {
-            self.buffer(delta);
-        } else {
+        if self.open_key == Some(delta.key) {
             self.apply(delta);
-            self.release_buffered();
+        } else {
+            self.buffer(delta);
         }
+        self.release_buffered();
         if is_cut { Err(LimitReached) } else { Ok(()) }
     }
 
@@ -162,19 +174,19 @@ impl AnswerParts {
         self.buffered.iter().position(|delta| delta.key == key)
     }
 
-    /// Whether a piece must wait until the last part is complete.
-    fn must_buffer(&self, key: PartKey) -> bool {
-        self.open_key != Some(key) && (!self.buffered.is_empty() || self.is_call_incomplete())
-    }
-
-    /// Whether the last part is a tool call whose arguments are not complete JSON.
+    /// Whether the last part is a tool call whose arguments are incomplete, so that other parts must
+    /// wait. Empty arguments are complete once the model has gone on to text, or has completed
+    /// another call.
     fn is_call_incomplete(&self) -> bool {
-        let is_call = matches!(self.open_key, Some(PartKey::ToolCall(_)));
-        is_call
-            && self
-                .parts
-                .last()
-                .is_some_and(|part| !is_complete_json(&part.text))
+        if !matches!(self.open_key, Some(PartKey::ToolCall(_))) {
+            return false;
+        }
+        let arguments = self.parts.last().map_or("", |part| part.text.as_str());
+        let has_gone_on = |delta: &PartDelta| {
+            !matches!(delta.key, PartKey::ToolCall(_)) || is_complete_json(&delta.text)
+        };
+        !is_complete_json(arguments)
+            && !(arguments.trim().is_empty() && self.buffered.iter().any(has_gone_on))
     }
 
     fn buffer(&mut self, delta: PartDelta) {
@@ -318,13 +330,14 @@ mod tests {
         let mut answer = new_answer(UNLIMITED);
         for delta in [
             call(0, "f", ""),
-            call(1, "g", "{"),
-            text("a"),
+            call(1, "g", ""),
             call_piece(0, r#"{"x":"#),
+            call_piece(1, "{"),
+            text("a"),
             call_piece(1, "}"),
             source("https://a"),
             text("b"),
-            call(2, "h", ""),
+            call(2, "h", "["),
         ] {
             answer.push(delta).unwrap();
         }
@@ -335,7 +348,7 @@ mod tests {
             (PartKind::ToolCall, "{}"),
             (PartKind::Text, "ab"),
             (PartKind::Source, ""),
-            (PartKind::ToolCall, ""),
+            (PartKind::ToolCall, "["),
         ];
         assert_eq!(contents(&answer), released);
         let meta = answer.parts()[1].meta.as_ref().unwrap();
@@ -345,6 +358,26 @@ mod tests {
         assert_eq!(answer.parts().len(), 5);
         answer.finish();
         assert_eq!(contents(&answer)[5..], [(PartKind::Text, "c")]);
+    }
+
+    #[test]
+    fn call_without_arguments_holds_nothing_back_once_the_model_has_gone_on() {
+        let mut answer = new_answer(UNLIMITED);
+        answer.push(call(0, "f", "")).unwrap();
+        answer.push(call(1, "g", "{")).unwrap();
+        assert_eq!(contents(&answer), [(PartKind::ToolCall, "")]);
+        answer.push(call_piece(1, "}")).unwrap();
+        let calls = [(PartKind::ToolCall, ""), (PartKind::ToolCall, "{}")];
+        assert_eq!(contents(&answer), calls);
+        answer.push(call(2, "h", "")).unwrap();
+        answer.push(call(3, "i", " ")).unwrap();
+        answer.push(text("a")).unwrap();
+        let rest = [
+            (PartKind::ToolCall, ""),
+            (PartKind::ToolCall, " "),
+            (PartKind::Text, "a"),
+        ];
+        assert_eq!(contents(&answer)[2..], rest);
     }
 
     #[test]

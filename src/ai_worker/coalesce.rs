@@ -78,16 +78,8 @@ impl Coalescer {
         }
     }
 
-    /// Returns the next flush if it is due; otherwise `None`.
-    pub(super) fn flush_if_due(&mut self, parts: &[Part], now: Instant) -> Option<Flush> {
-        if self.due_at(parts, now)? > now {
-            return None;
-        }
-        self.flush(parts, now)
-    }
-
     /// Returns the next flush, due or not; `None` while nothing is pending.
-    fn flush(&mut self, parts: &[Part], now: Instant) -> Option<Flush> {
+    pub(super) fn flush(&mut self, parts: &[Part], now: Instant) -> Option<Flush> {
         let has_pending_text = self
             .last_opened(parts)
             .is_some_and(|part| part.text.len() > self.flushed_bytes);
@@ -168,7 +160,10 @@ mod tests {
         }
 
         fn flush_if_due(&mut self, now: Instant) -> Option<Flush> {
-            self.coalescer.flush_if_due(self.answer.parts(), now)
+            if self.due_at(now)? > now {
+                return None;
+            }
+            self.flush(now)
         }
 
         fn flush(&mut self, now: Instant) -> Option<Flush> {

@@ -3,9 +3,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
 use super::answer_parts::{LimitReached, Part};
 use super::cancel_watch::CancelWatcher;
@@ -15,9 +17,13 @@ use super::provider::PartDelta;
 use super::publisher::Publisher;
 use crate::fanout::Answers;
 
+/// Maximum time for which the end of an answer waits until its reasoning was published.
+const MAX_LAST_PUBLISH_TIME: Duration = Duration::from_millis(500);
+
 /// Publishes the parts of one attempt and renews its lease, until the writer is dropped or the
 /// attempt must stop.
 pub(super) struct LiveWriter {
+    publishes_parts: bool,
     shared: Arc<Shared>,
     stop_reason: watch::Receiver<Option<StopReason>>,
     task: JoinHandle<()>,
@@ -41,6 +47,7 @@ impl LiveWriter {
             target.message.message_id.clone(),
             Arc::clone(&shared.check_now),
         );
+        let publishes_parts = target.publishes_parts;
         let publisher = Publisher::new(fanout, target, outcomes, Arc::clone(&shared));
         let run = async move {
             tokio::select! {
@@ -50,6 +57,7 @@ impl LiveWriter {
         };
         let task = tokio::spawn(tracing::Instrument::in_current_span(run));
         Self {
+            publishes_parts,
             shared,
             stop_reason,
             task,
@@ -66,6 +74,34 @@ impl LiveWriter {
     /// Adds the pieces that wait for the end of the model's answer, and returns all parts.
     pub(super) fn finish(&self) -> Arc<[Part]> {
         self.shared.answer().finish()
+    }
+
+    /// Publishes what is pending of reasoning of which only the length is stored, so that clients
+    /// have the whole text before the answer ends. Gives up after [`MAX_LAST_PUBLISH_TIME`].
+    pub(super) async fn publish_reasoning(&self) {
+        if !self.publishes_parts {
+            return;
+        }
+        let Some((part, length)) = self.shared.answer().last_unstored_reasoning() else {
+            return;
+        };
+        if self.shared.is_published(part, length) {
+            return;
+        }
+        self.shared.answer().finish_publishing();
+        self.shared.parts_changed.notify_one();
+        let published = async {
+            tokio::select! {
+                () = self.shared.wait_until_published(part, length) => {}
+                _ = self.wait_until_stopped() => {}
+            }
+        };
+        if timeout(MAX_LAST_PUBLISH_TIME, published).await.is_err() {
+            tracing::warn!(
+                "the end of the model's reasoning was not published in time: clients show the \
+                 reasoning without its end, and the answer is complete"
+            );
+        }
     }
 
     /// The parts so far.

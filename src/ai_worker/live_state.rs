@@ -27,23 +27,44 @@ pub(super) enum StopReason {
 pub(super) struct LiveAnswer {
     parts: AnswerParts,
     coalescer: Coalescer,
+    /// Whether what is pending is due at once, because the model has finished.
+    is_finished: bool,
 }
 
 impl LiveAnswer {
     /// Creates an answer without parts.
     pub(super) fn new(parts: AnswerParts, coalescer: Coalescer) -> Self {
-        Self { parts, coalescer }
+        Self {
+            parts,
+            coalescer,
+            is_finished: false,
+        }
     }
 
     /// The time at which the next flush is due, at the earliest `now`. `None` while everything was
     /// returned in flushes.
     pub(super) fn due_at(&self, now: Instant) -> Option<Instant> {
-        self.coalescer.due_at(self.parts.parts(), now)
+        let due_at = self.coalescer.due_at(self.parts.parts(), now)?;
+        Some(if self.is_finished { now } else { due_at })
     }
 
     /// Returns the next flush if it is due; otherwise `None`.
     pub(super) fn flush_if_due(&mut self, now: Instant) -> Option<Flush> {
-        self.coalescer.flush_if_due(self.parts.parts(), now)
+        if self.due_at(now)? > now {
+            return None;
+        }
+        self.coalescer.flush(self.parts.parts(), now)
+    }
+
+    /// Makes everything due at once that is still pending.
+    pub(super) fn finish_publishing(&mut self) {
+        self.is_finished = true;
+    }
+
+    /// Number and length of the last part that is reasoning which clients receive only while it is
+    /// published; `None` if there is none.
+    pub(super) fn last_unstored_reasoning(&self) -> Option<(u32, u32)> {
+        self.parts.last_unstored_reasoning()
     }
 
     /// Makes all parts pending again, because a new stream has begun.
@@ -74,6 +95,22 @@ impl LiveAnswer {
     }
 }
 
+/// Up to where the fan-out has confirmed the parts of a stream.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct PublishedParts {
+    /// Number of parts that are open.
+    pub(super) parts: u32,
+    /// Length of the last of these parts in UTF-16 code units.
+    pub(super) last_length: u32,
+}
+
+impl PublishedParts {
+    /// Whether the part with this number was published up to this length.
+    fn contain(self, part: u32, length: u32) -> bool {
+        self.parts > part + 1 || (self.parts == part + 1 && self.last_length >= length)
+    }
+}
+
 /// State that a [`LiveWriter`](super::live::LiveWriter) shares with its task.
 pub(super) struct Shared {
     answer: Mutex<LiveAnswer>,
@@ -81,6 +118,8 @@ pub(super) struct Shared {
     pub(super) parts_changed: Notify,
     /// Wakes the task to check lease and cancel mark at once.
     pub(super) check_now: Arc<Notify>,
+    /// How many parts were published, and the length of the last of them.
+    pub(super) published: watch::Sender<PublishedParts>,
     /// Why the attempt must stop; `None` until the task has found a reason.
     pub(super) stop_reason: watch::Sender<Option<StopReason>>,
     /// Number of the current attempt.
@@ -99,6 +138,7 @@ impl Shared {
             answer: Mutex::new(answer),
             parts_changed: Notify::new(),
             check_now: Arc::default(),
+            published: watch::Sender::default(),
             stop_reason: watch::Sender::new(None),
             attempt: AtomicU32::new(attempt),
             renewals_started: AtomicU64::new(0),
@@ -108,6 +148,20 @@ impl Shared {
 
     pub(super) fn answer(&self) -> MutexGuard<'_, LiveAnswer> {
         self.answer.lock()
+    }
+
+    /// Whether the part with this number was published up to this length.
+    pub(super) fn is_published(&self, part: u32, length: u32) -> bool {
+        self.published.borrow().contain(part, length)
+    }
+
+    /// Waits until the part with this number was published up to this length.
+    pub(super) async fn wait_until_published(&self, part: u32, length: u32) {
+        let mut published = self.published.subscribe();
+        // `wait_for` cannot fail, because `self` holds the sender.
+        let _ = published
+            .wait_for(|published| published.contain(part, length))
+            .await;
     }
 
     /// Whether the lease must be checked at once. Resets the request.

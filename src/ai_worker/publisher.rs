@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::coalesce::Flush;
-use super::live_state::{LiveTarget, Shared, StopReason};
+use super::live_state::{LiveTarget, PublishedParts, Shared, StopReason};
 use super::outcome::OutcomeBuilder;
 use crate::fanout::{
     self, Answers, AppendRequest, BeginRequest, BeginResponse, OpenPartRequest, RenewRequest,
@@ -38,10 +38,7 @@ enum NextCall {
 /// What the fan-out has confirmed of the attempt's stream.
 #[derive(Debug, Clone, Copy, Default)]
 struct ConfirmedStream {
-    /// Number of parts that are open.
-    parts: u32,
-    /// Length of the last of these parts in UTF-16 code units.
-    last_length: u32,
+    published: PublishedParts,
     /// Number of pieces that the fan-out has of the stream.
     pieces: u64,
 }
@@ -202,12 +199,17 @@ impl Publisher {
     /// Notes that the fan-out has the unconfirmed flush and everything before it.
     fn confirm_flush(&mut self, pieces: u64) {
         if let Some(Unconfirmed { flush, .. }) = self.unconfirmed.take() {
-            self.confirmed = ConfirmedStream {
+            let published = PublishedParts {
                 parts: flush.piece.range.part + 1,
                 last_length: flush.piece.range.end,
-                pieces,
             };
+            self.set_confirmed(ConfirmedStream { published, pieces });
         }
+    }
+
+    fn set_confirmed(&mut self, confirmed: ConfirmedStream) {
+        self.confirmed = confirmed;
+        self.shared.published.send_replace(confirmed.published);
     }
 
     /// Schedules a renewal at once, because the fan-out has fewer pieces than expected after it
@@ -230,13 +232,13 @@ impl Publisher {
             message: self.target.message.clone(),
             owner: self.target.owner.clone(),
             attempt: self.target.attempt,
-            parts: self.confirmed.parts,
-            last_length: self.confirmed.last_length,
+            parts: self.confirmed.published.parts,
+            last_length: self.confirmed.published.last_length,
             pieces: self.confirmed.pieces,
         };
         match self.fanout.renew(request).await {
             // Each part has a piece, so the fan-out has lost the text of all parts.
-            Ok(StreamResponse::Confirmed(0)) if self.confirmed.parts > 0 => {
+            Ok(StreamResponse::Confirmed(0)) if self.confirmed.published.parts > 0 => {
                 self.begin_again().await?;
             }
             Ok(StreamResponse::Confirmed(pieces)) => {
@@ -288,7 +290,7 @@ impl Publisher {
                     self.target.attempt = number;
                     self.shared.attempt.store(number, Ordering::Release);
                     self.shared.answer().restart();
-                    self.confirmed = ConfirmedStream::default();
+                    self.set_confirmed(ConfirmedStream::default());
                     self.unconfirmed = None;
                     self.set_renewed(started);
                     return Ok(());

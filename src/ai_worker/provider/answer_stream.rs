@@ -14,6 +14,7 @@ use super::error::{self, kind};
 use super::metrics::{ModelHandles, ProviderMetrics};
 use super::sse::{SseEvent, StreamError};
 use super::throttle::{CallPermit, Throttle};
+use super::tool_calls::ToolCallNumbers;
 use super::{ModelError, ModelEvent, ModelStream};
 use crate::protocol::error_code::ErrorCode;
 use crate::protocol::record::Usage;
@@ -111,6 +112,7 @@ pub(super) struct AnswerStream {
     deadline: Instant,
     /// Events that the stream has to return before it reads on.
     pending_events: VecDeque<ModelEvent>,
+    tool_calls: ToolCallNumbers,
     finish_reason: String,
     model: Option<String>,
     usage: Option<Usage>,
@@ -136,6 +138,7 @@ impl AnswerStream {
             phase: Phase::Waiting,
             deadline: first_token_by,
             pending_events: VecDeque::new(),
+            tool_calls: ToolCallNumbers::default(),
             finish_reason: String::new(),
             model: None,
             usage: None,
@@ -143,7 +146,8 @@ impl AnswerStream {
             throttle,
             permit,
         };
-        stream::unfold(state, |mut state| async move {
+        // Boxed, because each event moves the state twice.
+        stream::unfold(Box::new(state), |mut state| async move {
             let event = state.next().await?;
             Some((event, state))
         })
@@ -230,8 +234,10 @@ impl AnswerStream {
         if has_deltas && self.phase == Phase::Waiting {
             self.metrics.record_first_token();
         }
-        self.pending_events
-            .extend(chunk.deltas.into_iter().map(ModelEvent::Delta));
+        for delta in chunk.deltas {
+            let delta = self.tool_calls.assign(delta);
+            self.pending_events.push_back(ModelEvent::Delta(delta));
+        }
         match (self.phase, chunk.finish_reason) {
             (Phase::Waiting | Phase::Receiving, Some(reason)) => {
                 self.finish_reason = reason;

@@ -86,8 +86,9 @@ fn content_text(content: &Value) -> Option<String> {
     Some(texts.collect())
 }
 
-/// The piece of an element of `tool_calls`. A server that does not stream names no index, so the
-/// call's position in the list replaces it. `None` where the element has nothing usable.
+/// The piece of an element of `tool_calls`. Its key has the index that the server sent; a server
+/// that does not stream sends none, so the call's position in the list replaces it. `None` where
+/// the element has nothing usable.
 fn tool_call(position: usize, call: &Value) -> Option<PartDelta> {
     let index = call
         .get("index")

@@ -10,6 +10,7 @@ pub(crate) mod metrics;
 pub mod openai;
 mod sse;
 mod throttle;
+mod tool_calls;
 
 use std::time::Duration;
 

@@ -259,3 +259,56 @@ async fn a_call_that_fails_after_reasoning_is_retried_in_a_new_attempt() {
     assert_eq!(terminal["attempt"], 1);
     assert_eq!(system.fanout.pieces(), [(1, 0, 0, "whole".to_owned())]);
 }
+
+/// The text of the reasoning that was published.
+fn published_reasoning(system: &TestSystem) -> String {
+    let pieces = system.fanout.pieces().into_iter();
+    let texts = pieces.filter_map(|(_, part, _, text)| (part == 0).then_some(text));
+    texts.collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn reasoning_is_published_whole_before_the_answer_ends() {
+    let whole: Vec<Step> = vec![
+        send_reasoning("The reasoning begins"),
+        wait_ms(10),
+        send_reasoning(" and ends."),
+    ];
+    let with_text = [send_text("It is four."), Step::Finish];
+    for end in [vec![Step::Finish], with_text.to_vec()] {
+        let system = TestSystem::new([[whole.clone(), end].concat()]);
+        terminal_of(&system).await;
+        assert_eq!(
+            published_reasoning(&system),
+            "The reasoning begins and ends."
+        );
+    }
+    // The text of other kinds is in the terminal record, so the answer does not wait for it.
+    let system = TestSystem::new([vec![send_text("a"), send_text("b"), Step::Finish]]);
+    system.fanout.stream_gate.close();
+    let started = Instant::now();
+    terminal_of(&system).await;
+    assert!(started.elapsed() < Duration::from_millis(100));
+}
+
+#[tokio::test(start_paused = true)]
+async fn reasoning_cut_by_the_limit_is_published_up_to_the_limit() {
+    let steps = std::iter::repeat_n(send_reasoning("0123456789"), 1000);
+    let mut system = TestSystem::new([steps.collect()]);
+    system.settings.max_answer_bytes = 5000;
+    let terminal = terminal_of(&system).await;
+    let length = terminal["parts"][0]["length"].as_u64().unwrap();
+    assert_eq!(published_reasoning(&system).len() as u64, length);
+}
+
+#[tokio::test(start_paused = true)]
+async fn answer_waits_for_its_reasoning_only_for_a_limited_time() {
+    let steps = vec![send_reasoning("Hm"), send_text("hi"), Step::Finish];
+    let system = TestSystem::new([steps]);
+    system.fanout.stream_gate.close();
+    let started = Instant::now();
+    let terminal = terminal_of(&system).await;
+    assert_eq!(terminal["content"], "hi");
+    assert!(started.elapsed() < Duration::from_millis(700));
+    assert_eq!(published_reasoning(&system), "");
+}
