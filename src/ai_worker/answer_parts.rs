@@ -4,7 +4,7 @@
 //! Only the last part grows, but a model may write several parts at the same time: tool calls in
 //! parallel, or text between the pieces of a call. While the last part is a tool call whose
 //! arguments are incomplete, the pieces of other parts are therefore buffered. A call may have no
-//! arguments at all: it is complete as soon as a later part shows that the model has gone on.
+//! arguments at all.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -115,9 +115,10 @@ impl AnswerParts {
             self.apply(delta);
         }
         if self.ignored_pieces > 0 {
-            tracing::debug!(
+            tracing::warn!(
                 pieces = self.ignored_pieces,
-                "the model continued tool calls that were complete, the pieces were ignored"
+                "arguments of tool calls arrived after another part and were ignored: report it to \
+                 the operator of the model's API"
             );
         }
     }
@@ -175,8 +176,8 @@ impl AnswerParts {
     }
 
     /// Whether the last part is a tool call whose arguments are incomplete, so that other parts must
-    /// wait. Empty arguments are complete once the model has gone on to text, or has completed
-    /// another call.
+    /// wait. Empty arguments are complete once the model has sent a piece of a part that is no tool
+    /// call, or the complete arguments of another call.
     fn is_call_incomplete(&self) -> bool {
         if !matches!(self.open_key, Some(PartKey::ToolCall(_))) {
             return false;

@@ -250,12 +250,11 @@ impl Generator {
             finish_call_span(span, &call_result);
             let error = match call_result {
                 CallResult::Answer(answer) => {
-                    writer.publish_reasoning().await;
+                    writer.wait_until_reasoning_published().await;
                     return GenerationResult::Answer(answer);
                 }
                 CallResult::Stopped(reason) => return stopped_result(reason, writer),
                 CallResult::DeadlineExceeded => {
-                    writer.publish_reasoning().await;
                     return GenerationResult::Failed(deadline_error(), writer.parts());
                 }
                 CallResult::Failed(error) => error,
@@ -264,7 +263,6 @@ impl Generator {
             let delay = retry_delay(budget.calls_made, error.retry_after, rand::random());
             let is_in_time = Instant::now() + delay < deadline;
             if !error.retryable || budget.is_exhausted() || !is_in_time {
-                writer.publish_reasoning().await;
                 return GenerationResult::Failed(error, writer.parts());
             }
             let delay_ms = delay.as_millis() as u64;

@@ -18,7 +18,7 @@ use super::publisher::Publisher;
 use crate::fanout::Answers;
 
 /// Maximum time for which the end of an answer waits until its reasoning was published.
-const MAX_LAST_PUBLISH_TIME: Duration = Duration::from_millis(500);
+const MAX_REASONING_WAIT: Duration = Duration::from_millis(500);
 
 /// Publishes the parts of one attempt and renews its lease, until the writer is dropped or the
 /// attempt must stop.
@@ -76,9 +76,9 @@ impl LiveWriter {
         self.shared.answer().finish()
     }
 
-    /// Publishes what is pending of reasoning of which only the length is stored, so that clients
-    /// have the whole text before the answer ends. Gives up after [`MAX_LAST_PUBLISH_TIME`].
-    pub(super) async fn publish_reasoning(&self) {
+    /// With `REASONING=show` the terminal record has only the length of reasoning. Waits until all
+    /// of its text was published, for at most [`MAX_REASONING_WAIT`].
+    pub(super) async fn wait_until_reasoning_published(&self) {
         if !self.publishes_parts {
             return;
         }
@@ -88,7 +88,7 @@ impl LiveWriter {
         if self.shared.is_published(part, length) {
             return;
         }
-        self.shared.answer().finish_publishing();
+        self.shared.answer().make_pending_due();
         self.shared.parts_changed.notify_one();
         let published = async {
             tokio::select! {
@@ -96,7 +96,7 @@ impl LiveWriter {
                 _ = self.wait_until_stopped() => {}
             }
         };
-        if timeout(MAX_LAST_PUBLISH_TIME, published).await.is_err() {
+        if timeout(MAX_REASONING_WAIT, published).await.is_err() {
             tracing::warn!(
                 "the end of the model's reasoning was not published in time: clients show the \
                  reasoning without its end, and the answer is complete"

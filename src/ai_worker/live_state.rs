@@ -27,8 +27,8 @@ pub(super) enum StopReason {
 pub(super) struct LiveAnswer {
     parts: AnswerParts,
     coalescer: Coalescer,
-    /// Whether what is pending is due at once, because the model has finished.
-    is_finished: bool,
+    /// Whether all pending text is due at once, because the model has finished.
+    is_pending_due: bool,
 }
 
 impl LiveAnswer {
@@ -37,7 +37,7 @@ impl LiveAnswer {
         Self {
             parts,
             coalescer,
-            is_finished: false,
+            is_pending_due: false,
         }
     }
 
@@ -45,7 +45,7 @@ impl LiveAnswer {
     /// returned in flushes.
     pub(super) fn due_at(&self, now: Instant) -> Option<Instant> {
         let due_at = self.coalescer.due_at(self.parts.parts(), now)?;
-        Some(if self.is_finished { now } else { due_at })
+        Some(if self.is_pending_due { now } else { due_at })
     }
 
     /// Returns the next flush if it is due; otherwise `None`.
@@ -57,8 +57,8 @@ impl LiveAnswer {
     }
 
     /// Makes everything due at once that is still pending.
-    pub(super) fn finish_publishing(&mut self) {
-        self.is_finished = true;
+    pub(super) fn make_pending_due(&mut self) {
+        self.is_pending_due = true;
     }
 
     /// Number and length of the last part that is reasoning which clients receive only while it is
@@ -97,16 +97,16 @@ impl LiveAnswer {
 
 /// Up to where the fan-out has confirmed the parts of a stream.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct PublishedParts {
+pub(super) struct ConfirmedParts {
     /// Number of parts that are open.
     pub(super) parts: u32,
     /// Length of the last of these parts in UTF-16 code units.
     pub(super) last_length: u32,
 }
 
-impl PublishedParts {
+impl ConfirmedParts {
     /// Whether the part with this number was published up to this length.
-    fn contain(self, part: u32, length: u32) -> bool {
+    fn includes(self, part: u32, length: u32) -> bool {
         self.parts > part + 1 || (self.parts == part + 1 && self.last_length >= length)
     }
 }
@@ -118,8 +118,8 @@ pub(super) struct Shared {
     pub(super) parts_changed: Notify,
     /// Wakes the task to check lease and cancel mark at once.
     pub(super) check_now: Arc<Notify>,
-    /// How many parts were published, and the length of the last of them.
-    pub(super) published: watch::Sender<PublishedParts>,
+    /// Up to where the fan-out has confirmed the parts.
+    pub(super) confirmed_parts: watch::Sender<ConfirmedParts>,
     /// Why the attempt must stop; `None` until the task has found a reason.
     pub(super) stop_reason: watch::Sender<Option<StopReason>>,
     /// Number of the current attempt.
@@ -138,7 +138,7 @@ impl Shared {
             answer: Mutex::new(answer),
             parts_changed: Notify::new(),
             check_now: Arc::default(),
-            published: watch::Sender::default(),
+            confirmed_parts: watch::Sender::default(),
             stop_reason: watch::Sender::new(None),
             attempt: AtomicU32::new(attempt),
             renewals_started: AtomicU64::new(0),
@@ -152,15 +152,15 @@ impl Shared {
 
     /// Whether the part with this number was published up to this length.
     pub(super) fn is_published(&self, part: u32, length: u32) -> bool {
-        self.published.borrow().contain(part, length)
+        self.confirmed_parts.borrow().includes(part, length)
     }
 
     /// Waits until the part with this number was published up to this length.
     pub(super) async fn wait_until_published(&self, part: u32, length: u32) {
-        let mut published = self.published.subscribe();
+        let mut confirmed = self.confirmed_parts.subscribe();
         // `wait_for` cannot fail, because `self` holds the sender.
-        let _ = published
-            .wait_for(|published| published.contain(part, length))
+        let _ = confirmed
+            .wait_for(|confirmed| confirmed.includes(part, length))
             .await;
     }
 

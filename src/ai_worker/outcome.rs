@@ -28,7 +28,7 @@ pub(super) struct GeneratedAnswer {
 #[derive(Clone)]
 pub(super) struct OutcomeBuilder {
     question: Arc<Question>,
-    /// Whether outcomes contain the text of reasoning.
+    /// What outcomes contain of reasoning: its length, or (`Keep`) its text too.
     reasoning: Reasoning,
     /// When the processing of the message started, from which `processing_time_ms` counts.
     started: Instant,

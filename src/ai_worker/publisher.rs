@@ -3,7 +3,7 @@
 //!
 //! At most one call is in progress, so that pieces are stored in their order. An `append` is not
 //! fenced: it succeeds also after another worker has taken over. Therefore the task sends nothing
-//! once its last successful renewal is older than [`MAX_SEND_AGE`], and only the response to a
+//! once its last successful renewal is older than [`MAX_RENEWAL_AGE`], and only the response to a
 //! renewal decides whether text was lost.
 
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::coalesce::Flush;
-use super::live_state::{LiveTarget, PublishedParts, Shared, StopReason};
+use super::live_state::{ConfirmedParts, LiveTarget, Shared, StopReason};
 use super::outcome::OutcomeBuilder;
 use crate::fanout::{
     self, Answers, AppendRequest, BeginRequest, BeginResponse, OpenPartRequest, RenewRequest,
@@ -23,9 +23,9 @@ use crate::fanout::{
 /// Time between the starts of two renewals: a third of the lease's duration, so that one lost
 /// renewal does not end the lease.
 const RENEW_INTERVAL: Duration = Duration::from_secs(1);
-/// Time after the start of the last successful renewal from which on nothing is sent before the
-/// next one. It is shorter than the lease, after which another worker may take over.
-const MAX_SEND_AGE: Duration = Duration::from_secs(2);
+/// Age of the last successful renewal, counted from its start, from which on the task calls only
+/// `renew`. It is shorter than the lease, after which another worker may take over.
+const MAX_RENEWAL_AGE: Duration = Duration::from_secs(2);
 /// Delay before a failed call to the fan-out is repeated.
 const RETRY_DELAY: Duration = Duration::from_millis(100);
 
@@ -38,7 +38,7 @@ enum NextCall {
 /// What the fan-out has confirmed of the attempt's stream.
 #[derive(Debug, Clone, Copy, Default)]
 struct ConfirmedStream {
-    published: PublishedParts,
+    parts_end: ConfirmedParts,
     /// Number of pieces that the fan-out has of the stream.
     pieces: u64,
 }
@@ -129,7 +129,7 @@ impl Publisher {
     /// When the next flush is due, at the earliest `now`. `None` while there is none, or nothing
     /// may be sent before the next renewal.
     fn send_at(&self, now: Instant) -> Option<Instant> {
-        if !self.target.publishes_parts || now > self.renewed_at + MAX_SEND_AGE {
+        if !self.target.publishes_parts || now > self.renewed_at + MAX_RENEWAL_AGE {
             return None;
         }
         match &self.unconfirmed {
@@ -156,7 +156,7 @@ impl Publisher {
                 if pieces > self.confirmed.pieces {
                     self.confirm_flush(pieces);
                 } else {
-                    self.check_stream(pieces);
+                    self.schedule_stream_check(pieces);
                 }
             }
             Ok(StreamResponse::Fenced) => return Err(StopReason::Fenced),
@@ -199,22 +199,24 @@ impl Publisher {
     /// Notes that the fan-out has the unconfirmed flush and everything before it.
     fn confirm_flush(&mut self, pieces: u64) {
         if let Some(Unconfirmed { flush, .. }) = self.unconfirmed.take() {
-            let published = PublishedParts {
+            let parts_end = ConfirmedParts {
                 parts: flush.piece.range.part + 1,
                 last_length: flush.piece.range.end,
             };
-            self.set_confirmed(ConfirmedStream { published, pieces });
+            self.set_confirmed(ConfirmedStream { parts_end, pieces });
         }
     }
 
     fn set_confirmed(&mut self, confirmed: ConfirmedStream) {
         self.confirmed = confirmed;
-        self.shared.published.send_replace(confirmed.published);
+        self.shared
+            .confirmed_parts
+            .send_replace(confirmed.parts_end);
     }
 
-    /// Schedules a renewal at once, because the fan-out has fewer pieces than expected after it
-    /// stored the unconfirmed flush. With no pieces, it has not stored the flush.
-    fn check_stream(&mut self, pieces: u64) {
+    /// Schedules a renewal at once, because the fan-out returned no more pieces than before. If it
+    /// returned none, it did not store the unconfirmed flush.
+    fn schedule_stream_check(&mut self, pieces: u64) {
         if let Some(unconfirmed) = &mut self.unconfirmed {
             unconfirmed.is_stored = pieces > 0;
         }
@@ -232,13 +234,13 @@ impl Publisher {
             message: self.target.message.clone(),
             owner: self.target.owner.clone(),
             attempt: self.target.attempt,
-            parts: self.confirmed.published.parts,
-            last_length: self.confirmed.published.last_length,
+            parts: self.confirmed.parts_end.parts,
+            last_length: self.confirmed.parts_end.last_length,
             pieces: self.confirmed.pieces,
         };
         match self.fanout.renew(request).await {
             // Each part has a piece, so the fan-out has lost the text of all parts.
-            Ok(StreamResponse::Confirmed(0)) if self.confirmed.published.parts > 0 => {
+            Ok(StreamResponse::Confirmed(0)) if self.confirmed.parts_end.parts > 0 => {
                 self.begin_again().await?;
             }
             Ok(StreamResponse::Confirmed(pieces)) => {

@@ -24,7 +24,7 @@ pub(super) struct ReceivedParts {
     stream: Option<StreamId>,
     parts: Vec<ReceivedPart>,
     /// Whether a delta of the current stream is missing. Later deltas of this stream are ignored
-    /// then, because the server sends a snapshot.
+    /// then, until a frame replaces the parts.
     has_gap: bool,
 }
 

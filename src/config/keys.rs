@@ -352,8 +352,8 @@ keys! {
         "Maximum size of an answer with all its parts, counted as JSON. A longer answer is cut off \
          at this size.";
     REASONING "worker.reasoning" Kind::Choice(&["show", "keep", "drop"]), Fixed("show"), WORKER,
-        "What clients get of a model's reasoning. show: the text while the model writes it, \
-         afterwards only its length. keep: the text also in the terminal frame and in the history. \
+        "What clients receive of a model's reasoning. show: the text before the terminal frame, \
+         which has only its length. keep: the text also in the terminal frame and in the history. \
          drop: nothing. Reasoning is never part of a later prompt.";
     STREAM_FLUSH_MS "worker.stream_flush_ms" milliseconds(0, 10_000), Fixed("30"), WORKER,
         "Time for which the text of an answer is collected into one delta.";

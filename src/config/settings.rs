@@ -284,7 +284,7 @@ pub struct WorkerSettings {
     pub message_deadline: Duration,
     /// `MAX_ANSWER_BYTES`: maximum size of an answer with all its parts as JSON, in bytes.
     pub max_answer_bytes: usize,
-    /// `REASONING`: what clients get of a model's reasoning.
+    /// `REASONING`: what clients receive of a model's reasoning.
     pub reasoning: Reasoning,
     /// `STREAM_FLUSH_MS`: time for which text is collected into one delta.
     pub stream_flush: Duration,
@@ -295,7 +295,7 @@ pub struct WorkerSettings {
     pub admin_listen: SocketAddr,
 }
 
-/// `REASONING`: what clients get of a model's reasoning.
+/// `REASONING`: what clients receive of a model's reasoning.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Reasoning {
     /// The text while the model writes it. Terminal frame and history have only its length.

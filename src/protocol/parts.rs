@@ -100,11 +100,12 @@ pub struct TextRange {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "Part")]
 pub struct FinishedPart {
-    /// What the part contains. Later versions may have other kinds, which a receiver ignores.
+    /// What the part contains. Later versions may have other kinds. A receiver counts
+    /// such a part, and shows nothing of it.
     // The name of a `PartKind`. A text, so that a part of a later version can be decoded.
     #[schemars(with = "PartKind")]
     pub kind: String,
-    /// Properties of the part; absent if the kind has none.
+    /// Properties of the part. Absent if the part has none.
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",

@@ -257,7 +257,8 @@ pub struct TerminalRecord {
     /// Milliseconds to wait before a retry.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_after_ms: Option<u64>,
-    /// The provider's reason for ending the answer, or `length` if `MAX_ANSWER_BYTES` was reached.
+    /// The provider's reason for ending the answer, or `length` if the answer reached
+    /// `MAX_ANSWER_BYTES` or 256 parts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finish_reason: Option<String>,
     /// The model that answered.

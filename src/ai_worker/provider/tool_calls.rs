@@ -1,5 +1,5 @@
-//! Tells the tool calls of an answer apart, although some servers send several calls with the same
-//! index.
+//! Numbers the tool calls of an answer. An index alone does not identify a call, because some servers
+//! send several calls with the same index.
 
 use super::{PartDelta, PartKey};
 use crate::protocol::parts::{MAX_PARTS, PartMeta};
@@ -49,8 +49,8 @@ impl ToolCallNumbers {
             None => {
                 let number = self.next_number;
                 self.next_number += 1;
-                // An answer with more calls ends before their pieces are told apart.
-                if self.last_calls.len() <= MAX_PARTS {
+                // An answer with more calls has reached MAX_PARTS, so later pieces are not used.
+                if self.last_calls.len() < MAX_PARTS {
                     let call = LastCall {
                         index,
                         number,

@@ -120,7 +120,7 @@ async fn an_answer_of_a_refusal_is_a_response() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_setting_decides_who_gets_reasoning() {
+async fn reasoning_setting_decides_what_is_published_and_recorded() {
     let steps = || {
         vec![
             send_reasoning("Hm👋"),

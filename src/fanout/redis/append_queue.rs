@@ -15,9 +15,9 @@ use tokio::sync::oneshot;
 /// Time for which appends are collected under load. An append waits for at most this time.
 const COLLECTION_TIME: Duration = Duration::from_millis(4);
 
-/// Number of appends within [`COLLECTION_TIME`] that are sent at once. At a lower rate (1,000 a
+/// Number of appends within [`COLLECTION_TIME`] that are sent at once. At a lower rate (2,000 a
 /// second) an append never waits.
-const IMMEDIATE_APPENDS: usize = 4;
+const IMMEDIATE_APPENDS: usize = 8;
 
 /// Maximum number of appends in one pipeline.
 const MAX_PIPELINE_APPENDS: usize = 256;

@@ -188,11 +188,13 @@ impl StreamProgress {
     }
 }
 
-/// Compares a piece of the current stream with the lengths of the parts that were sent.
+/// Compares a piece of the current stream with the lengths of the parts that were sent. Only the
+/// last part grows.
 fn check_piece(lengths: &mut [u32], range: TextRange) -> Continuity<&mut u32> {
+    let is_last_part = lengths.len() == range.part as usize + 1;
     match lengths.get_mut(range.part as usize) {
         Some(length) if range.end <= *length => Continuity::Repeat,
-        Some(length) if range.offset <= *length => Continuity::Next(length),
+        Some(length) if is_last_part && range.offset <= *length => Continuity::Next(length),
         _ => Continuity::Gap,
     }
 }

@@ -79,6 +79,11 @@ impl StreamReads {
 
     /// Records that an opening or `restarted` named a stream, so that its deltas are not ignored.
     pub(super) fn record_current(&mut self, stream: &StreamKey) {
+        self.remove(stream);
+    }
+
+    /// Removes a stream from the ignored and the unknown ones.
+    fn remove(&mut self, stream: &StreamKey) {
         self.ignored.retain(|ignored| ignored.stream != *stream);
         self.unknown.retain(|(unknown, _)| unknown != stream);
     }
@@ -86,7 +91,7 @@ impl StreamReads {
     /// Ignores the deltas of a stream from now on. `ended_by` is the number of the terminal frame
     /// that ended the answer, or of the user view that did not name the stream.
     pub(super) fn ignore(&mut self, stream: StreamKey, ended_by: &SequenceNumber) {
-        self.record_current(&stream);
+        self.remove(&stream);
         if self.ignored.len() >= MAX_STREAMS {
             self.ignored.pop_front();
         }

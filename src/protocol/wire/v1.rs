@@ -197,11 +197,11 @@ pub struct Delta {
     /// Where the piece ends in the part's text, in UTF-16 code units.
     pub end: u32,
     /// What the part contains. Present only in the opening of a part. Later versions may have other
-    /// kinds, which a client ignores.
+    /// kinds. A client counts such a part and its text, and shows nothing of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<PartKind>")]
     pub kind: Option<String>,
-    /// Properties of the part. Present only in the opening of a part whose kind has properties.
+    /// Properties of the part. Present only in the opening of a part that has some.
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
@@ -249,10 +249,11 @@ pub struct Snapshot {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "V1SnapshotPart")]
 pub struct SnapshotPart {
-    /// What the part contains. Later versions may have other kinds, which a client ignores.
+    /// What the part contains. Later versions may have other kinds. A client counts such a part and
+    /// its text, and shows nothing of it.
     #[schemars(with = "PartKind")]
     pub kind: String,
-    /// Properties of the part. Absent if the kind has none.
+    /// Properties of the part. Absent if the part has none.
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
@@ -313,7 +314,8 @@ pub struct Response {
     /// Milliseconds from the start of processing in the worker to the end of the answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub processing_time_ms: Option<serde_json::Number>,
-    /// The provider's reason for ending the answer, or `length` if `MAX_ANSWER_BYTES` was reached.
+    /// The provider's reason for ending the answer, or `length` if the answer reached
+    /// `MAX_ANSWER_BYTES` or 256 parts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finish_reason: Option<String>,
     /// The model that answered.
@@ -348,9 +350,6 @@ pub struct Cancelled {
     /// The message's conversation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub conversation_id: Option<ConversationId>,
-    /// Number of the attempt that was cancelled, from 1.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub attempt: Option<u32>,
     /// The text that was generated before the message was cancelled. Absent if the conversation was
     /// deleted.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -314,6 +314,43 @@ async fn answer_of_an_emptied_redis_starts_over(backend: &RedisBackend) {
     assert_answer_starts_over(&case, &mut writer).await;
 }
 
+/// Under load the appends of many answers are sent in one pipeline.
+async fn each_of_many_appends_at_once_gets_its_own_result(backend: &RedisBackend) {
+    const ANSWERS: usize = 300;
+    let case = Case::new(backend).await;
+    let mut writers = Vec::new();
+    for _ in 0..ANSWERS {
+        let mut writer = StreamWriter::begin(&case).await;
+        open(&case, &mut writer, "a").await;
+        writers.push(writer);
+    }
+    let (wrong_type, deleted) = (7, 150);
+    for index in [wrong_type, deleted] {
+        let _: () = backend.admin.del(list_key(&writers[index])).await.unwrap();
+    }
+    let key = list_key(&writers[wrong_type]);
+    let set = backend
+        .admin
+        .set::<(), _, _>(key, "no list", None, None, false);
+    set.await.unwrap();
+    for round in 0..3 {
+        let calls = writers.iter_mut().enumerate().map(|(index, writer)| {
+            let fanout = Arc::clone(&case.fanout);
+            async move { (index, writer.append(&*fanout, "b").await) }
+        });
+        for (index, result) in futures_util::future::join_all(calls).await {
+            match result {
+                Err(FanoutError::Unexpected(error)) if index == wrong_type => {
+                    assert!(error.starts_with("WRONGTYPE"), "{error}");
+                }
+                Ok(0) if index == deleted => {}
+                Ok(pieces) => assert_eq!(pieces, round + 2, "answer {index}"),
+                Err(error) => panic!("answer {index}: {error}"),
+            }
+        }
+    }
+}
+
 /// Declares the tests of this file that run on a single Redis and on a cluster.
 macro_rules! redis_tests {
     ($($name:ident),* $(,)?) => {
@@ -346,6 +383,7 @@ redis_tests!(
     rollback_of_an_unconfirmed_piece_is_mended_by_its_repeat,
     rollback_to_before_the_attempt_starts_a_new_stream,
     answer_of_an_emptied_redis_starts_over,
+    each_of_many_appends_at_once_gets_its_own_result,
 );
 
 /// A private Redis behind a proxy that breaks connections.

@@ -332,7 +332,7 @@ async fn an_answer_of_tool_calls_only_is_an_answer() {
 }
 
 #[tokio::test]
-async fn reasoning_is_a_sign_of_life() {
+async fn reasoning_ends_the_wait_for_the_first_token() {
     let reasoning = r#"{"choices":[{"delta":{"reasoning":"hm"}}]}"#;
     let script = vec![stream_head(), data(&[reasoning]), Step::Hang];
     let server = Server::start(vec![script]).await;

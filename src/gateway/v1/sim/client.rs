@@ -45,7 +45,7 @@ pub(super) struct TestClient {
     position: Option<Position>,
     /// The complete answers by message id.
     pub(super) answers: HashMap<String, CompleteAnswer>,
-    /// The answers in flight by message id, as this connection has sent them.
+    /// The answers in flight by message id, as this connection received them.
     partial_answers: HashMap<String, PartialAnswer>,
     /// When the current connection has received its last `welcome`; `None` before the first one.
     welcomed_at: Option<Instant>,
@@ -157,6 +157,11 @@ impl TestClient {
         }
         self.check_in_flight(id)?;
         let answer = self.partial_answers.get_mut(id);
+        if let Some(answer) = &answer
+            && answer.parts.len() != part + 1
+        {
+            return Err(format!("{id}: {frame} extends a part that is not the last"));
+        }
         let answer = answer.filter(|answer| answer.stream == stream);
         let Some(answer) = answer else {
             return Err(format!("{id}: {frame} is not of the current stream"));
@@ -199,7 +204,7 @@ impl TestClient {
     }
 
     /// Checks that each part of message `id` consists of the part's pieces in its stream, in their
-    /// order, and that only the last part can still grow.
+    /// order.
     fn check_text(&self, id: &str) -> Result<(), String> {
         let PartialAnswer { stream, parts } = &self.partial_answers[id];
         for (part, (kind, text)) in parts.iter().enumerate() {

@@ -179,6 +179,18 @@ fn delta_lost_in_the_middle_of_a_part_leads_to_a_read_of_the_missing_text() {
 }
 
 #[test]
+fn delta_that_extends_an_earlier_part_is_not_sent() {
+    let mut subscribers = Subscribers::default();
+    let client = live_client(&mut subscribers, 0);
+    subscribers.publish(opening(1, "s.1", 0, 2, None));
+    subscribers.publish(opening(2, "s.1", 1, 2, Some(2)));
+    received(&client);
+    publish_delta(&mut subscribers, "s.1", 0, 2, "ab");
+    assert_eq!(received(&client), [""; 0]);
+    assert!(subscribers.is_stale(&client));
+}
+
+#[test]
 fn delta_lost_at_the_end_of_a_part_is_noticed_by_the_next_opening() {
     let mut subscribers = Subscribers::default();
     let client = live_client(&mut subscribers, 0);
