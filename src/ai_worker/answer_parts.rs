@@ -183,11 +183,13 @@ impl AnswerParts {
             return false;
         }
         let arguments = self.parts.last().map_or("", |part| part.text.as_str());
-        let has_gone_on = |delta: &PartDelta| {
+        if !arguments.trim().is_empty() {
+            return !is_complete_json(arguments);
+        }
+        let follows_the_call = |delta: &PartDelta| {
             !matches!(delta.key, PartKey::ToolCall(_)) || is_complete_json(&delta.text)
         };
-        !is_complete_json(arguments)
-            && !(arguments.trim().is_empty() && self.buffered.iter().any(has_gone_on))
+        !self.buffered.iter().any(follows_the_call)
     }
 
     fn buffer(&mut self, delta: PartDelta) {
